@@ -1,0 +1,50 @@
+# Barque's build. `make up` and `make test` do all the set-up on a fresh Debian machine that
+# has Go, gcc and root.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X barque.dev/internal/node.version=$(VERSION)
+# netgo and osusergo keep the binary free of the machine's C library at run time.
+TAGS    := netgo osusergo
+
+.PHONY: up down build programs test unit integration bench lint check clean deps
+.DEFAULT_GOAL := build
+
+up: build ## a cluster of three masters on this machine
+	bin/barque up
+
+down:
+	bin/barque down
+
+build: bin/barque
+
+deps: ## what the build needs from Debian
+	hack/deps.sh
+
+programs: deps ## the small programs that bin/barque carries inside
+	hack/programs.sh
+	$(GO) generate ./internal/api/openapi
+
+bin/barque: programs FORCE
+	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./cmd/barque
+
+FORCE:
+
+test: build unit integration ## all tests, unit and integration
+
+unit: programs
+	$(GO) test -race -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/...)
+
+integration: build
+	$(GO) test -timeout 25m -count=1 ./test/integration/...
+
+bench: build
+	$(GO) run ./test/bench
+
+lint: programs
+	hack/lint.sh
+
+check: lint test ## what CI runs
+
+clean:
+	rm -rf bin .cache
