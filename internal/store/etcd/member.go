@@ -1,0 +1,188 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/etcd/server/v3/lease"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+
+	"barque.dev/internal/store"
+)
+
+// A Member is an etcd server in this process. It satisfies [store.Backend]. All methods are safe
+// for concurrent use.
+type Member struct {
+	cfg  Config
+	etcd *embed.Etcd
+	srv  *etcdserver.EtcdServer
+	log  *slog.Logger
+
+	closing atomic.Bool
+	close   sync.Once
+}
+
+var _ store.Backend = (*Member)(nil)
+
+// Start starts a member. It returns when the member listens and takes part in raft; whether
+// there is a leader yet is told by Ready. A member that joins must find the others reachable.
+func Start(ctx context.Context, cfg Config) (*Member, error) {
+	e, err := startEmbedded(ctx, &cfg)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
+	}
+	m := &Member{cfg: cfg, etcd: e, srv: e.Server, log: cfg.Log}
+	if err := m.electAlone(ctx); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
+	}
+	return m, nil
+}
+
+// campaignRetry is how soon a lone member campaigns again, when its first configuration was not
+// applied yet or its campaign is under way.
+const campaignRetry = 3 * time.Millisecond
+
+// electAlone spares the only member of a cluster the election timeout: nobody else could be
+// leader, so it campaigns at once.
+func (m *Member) electAlone(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Election)
+	defer cancel()
+	for m.srv.Leader() == 0 {
+		members := m.srv.Cluster().Members()
+		if len(members) != 1 || uint64(members[0].ID) != m.ID() {
+			return nil
+		}
+		if err := m.Campaign(ctx); err != nil {
+			return fmt.Errorf("first election: %w", err)
+		}
+		t := time.NewTimer(campaignRetry)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil // raft's own timer takes over
+		case <-m.srv.StopNotify():
+			t.Stop()
+			return errors.New("etcd stopped")
+		}
+	}
+	return nil
+}
+
+// Close stops the member, passing leadership on first when it leads and others vote.
+func (m *Member) Close() {
+	m.closing.Store(true)
+	m.close.Do(m.etcd.Close)
+}
+
+// Server is etcd's own.
+func (m *Member) Server() *etcdserver.EtcdServer { return m.srv }
+
+// Ready is closed once the member made itself known to the cluster, for which it takes a leader.
+func (m *Member) Ready() <-chan struct{} { return m.srv.ReadyNotify() }
+
+// Done is closed when the member stopped, by Close or because it was removed from the cluster.
+func (m *Member) Done() <-chan struct{} { return m.srv.StopNotify() }
+
+// Err delivers failures of the listeners.
+func (m *Member) Err() <-chan error { return m.etcd.Err() }
+
+// Txn implements store.Backend.
+func (m *Member) Txn(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
+	resp, err := m.srv.Txn(ctx, req)
+	return resp, translate(err)
+}
+
+// Range implements store.Backend.
+func (m *Member) Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+	resp, err := m.srv.Range(ctx, req)
+	return resp, translate(err)
+}
+
+// Compact implements store.Backend.
+func (m *Member) Compact(ctx context.Context, revision int64) error {
+	_, err := m.srv.Compact(ctx, &etcdserverpb.CompactionRequest{Revision: revision})
+	return translate(err)
+}
+
+// LeaseGrant implements store.Backend.
+func (m *Member) LeaseGrant(ctx context.Context, ttl int64) (int64, error) {
+	resp, err := m.srv.LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{TTL: ttl})
+	if err != nil {
+		return 0, translate(err)
+	}
+	return resp.ID, nil
+}
+
+// ReadIndex implements store.Backend.
+func (m *Member) ReadIndex(ctx context.Context) (int64, error) {
+	if err := m.srv.LinearizableReadNotify(ctx); err != nil {
+		return 0, translate(err)
+	}
+	return m.srv.KV().Rev(), nil
+}
+
+// HasLeader implements store.Backend.
+func (m *Member) HasLeader() bool { return m.srv.Leader() != 0 }
+
+// LeaderChanged implements store.Backend. It tells of new leaders, not of the loss of one.
+func (m *Member) LeaderChanged() <-chan struct{} { return m.srv.LeaderChangedNotify() }
+
+// Watch implements store.Backend. Events arrive before the transaction that made them returns.
+func (m *Member) Watch(ctx context.Context, from int64, deliver func([]*mvccpb.Event)) error {
+	ws := m.srv.Watchable().NewWatchStream()
+	defer ws.Close()
+	if _, err := ws.Watch(ctx, 0, []byte{0}, []byte{}, from); err != nil {
+		return fmt.Errorf("watch etcd from revision %d: %w", from, err)
+	}
+	for {
+		select {
+		case resp, ok := <-ws.Chan():
+			switch {
+			case !ok:
+				return errors.New("watch etcd: the stream ended")
+			case resp.CompactRevision != 0:
+				return fmt.Errorf("watch etcd from revision %d, oldest is %d: %w", from, resp.CompactRevision, store.ErrCompacted)
+			case len(resp.Events) > 0:
+				deliver(resp.Events)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.srv.StopNotify():
+			return fmt.Errorf("watch etcd: %w: the member stopped", store.ErrUnavailable)
+		}
+	}
+}
+
+// translate wraps etcd's errors in the store's.
+func translate(err error) error {
+	var kind error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, mvcc.ErrCompacted):
+		kind = store.ErrCompacted
+	case errors.Is(err, mvcc.ErrFutureRev):
+		kind = store.ErrFuture
+	case errors.Is(err, lease.ErrLeaseNotFound):
+		kind = store.ErrLeaseNotFound
+	case errors.Is(err, etcderrors.ErrTooManyRequests):
+		return fmt.Errorf("%w: %w: %w", store.ErrRejected, store.ErrUnavailable, err)
+	case errors.Is(err, etcderrors.ErrRequestTooLarge), errors.Is(err, etcderrors.ErrNoSpace), errors.Is(err, etcderrors.ErrCorrupt):
+		kind = store.ErrRejected
+	default:
+		kind = store.ErrUnavailable
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}

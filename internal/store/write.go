@@ -1,0 +1,291 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// WriteOptions are the rare parts of a write.
+type WriteOptions struct {
+	// TTL removes the object that long after this write, rounded up to seconds and a little
+	// more, because objects of similar age share a lease. Zero keeps it.
+	TTL time.Duration
+}
+
+// Create writes a new object. It returns ErrExists when there is one, ErrFenced when the context's
+// fence is gone, ErrUnavailable when nothing can be written now; with the last, if the error wraps
+// a context's too, the write may yet have been made. Conditions hold for all three writes. Once
+// the write is durable, Create waits for the image to hold it, at most until ctx ends.
+func (t *Table) Create(ctx context.Context, key Key, value []byte, opts WriteOptions) (*Entry, error) {
+	w, err := t.newWrite(ctx, "create", key, value, opts)
+	if err != nil {
+		return nil, err
+	}
+	entry, _, err := w.run(ctx)
+	return entry, err
+}
+
+// Update replaces the version that was written at revision expected, or whichever there is when
+// expected is 0. It returns ErrNotFound, ErrConflict, and what Create returns.
+func (t *Table) Update(ctx context.Context, key Key, value []byte, expected int64, opts WriteOptions) (*Entry, error) {
+	w, err := t.newWrite(ctx, "update", key, value, opts)
+	if err != nil {
+		return nil, err
+	}
+	w.expected, w.exists = expected, true
+	entry, _, err := w.run(ctx)
+	return entry, err
+}
+
+// Delete removes the version that was written at revision expected, or whichever there is when
+// expected is 0. It returns the version that it removed and the revision of the removal, or
+// ErrNotFound, ErrConflict, and what Create returns.
+func (t *Table) Delete(ctx context.Context, key Key, expected int64) (prev *Entry, revision int64, err error) {
+	w, err := t.newWrite(ctx, "delete", key, nil, WriteOptions{})
+	if err != nil {
+		return nil, 0, err
+	}
+	w.expected, w.exists, w.remove = expected, true, true
+	return w.run(ctx)
+}
+
+// write is one compare-and-swap, which may take several attempts.
+type write struct {
+	table    *Table
+	verb     string
+	path     string
+	key      []byte
+	stored   []byte // as it will stand in etcd
+	ttl      time.Duration
+	expected int64 // mod revision; 0: see exists
+	exists   bool  // the object must exist (update, delete) or must not (create)
+	remove   bool
+	fence    Fence
+	fenced   bool
+}
+
+func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte, opts WriteOptions) (*write, error) {
+	path, full, err := t.space.etcdKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("%s in %s: %w", verb, t.space.schema.Prefix, err)
+	}
+	w := &write{table: t, verb: verb, path: path, key: full, stored: value, ttl: opts.TTL}
+	w.fence, w.fenced = FenceFrom(ctx)
+	if tr := t.space.schema.Transform; tr != nil && verb != "delete" {
+		// Once for all attempts: the bytes tell whether an earlier attempt got through.
+		if w.stored, err = tr.ToStorage(ctx, value, string(full)); err != nil {
+			return nil, fmt.Errorf("%s %s: encrypt: %w", verb, full, err)
+		}
+	}
+	return w, nil
+}
+
+func (w *write) errorf(err error) error { return fmt.Errorf("%s %s: %w", w.verb, w.key, err) }
+
+// run attempts the transaction until its outcome is known. A proposal that was under way when the
+// leader changed is lost, or applied, or will be applied: run looks for its effect before it tries
+// again, and the comparison of revisions makes sure that only one attempt can take effect.
+func (w *write) run(ctx context.Context) (*Entry, int64, error) {
+	s := w.table.store
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
+	defer cancel()
+	begin := s.revision.Load()
+	uncertain := false
+	for {
+		if err := s.awaitLeader(ctx); err != nil {
+			return nil, 0, w.errorf(err)
+		}
+		if uncertain {
+			if _, err := s.ReadIndex(ctx); err != nil {
+				return nil, 0, w.errorf(fmt.Errorf("the outcome is unknown: %w", err))
+			}
+			if e, revision, ok := w.effect(begin); ok {
+				return e, revision, nil
+			}
+		}
+		attempt, end := s.term.attempt(ctx)
+		var resp *etcdserverpb.TxnResponse
+		leaseID, err := s.leases.get(attempt, s, w.ttl)
+		proposed := err == nil
+		if proposed {
+			resp, err = s.backend.Txn(attempt, w.txn(leaseID))
+		}
+		end()
+		switch {
+		case err == nil && resp.Succeeded:
+			return w.succeeded(ctx, resp)
+		case err == nil:
+			return w.failed(ctx, resp, begin, uncertain)
+		case errors.Is(err, ErrLeaseNotFound):
+			s.leases.drop(leaseID)
+			continue
+		case errors.Is(err, ErrRejected):
+			return nil, 0, w.errorf(err)
+		case s.base.Err() != nil:
+			return nil, 0, w.errorf(ErrClosed)
+		case ctx.Err() != nil:
+			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w: %w", ErrUnavailable, ctx.Err(), err))
+		}
+		s.log.Debug("write is tried again", "key", string(w.key), "error", err)
+		uncertain = uncertain || proposed
+		if err := pause(ctx, retryPause); err != nil {
+			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w", ErrUnavailable, err))
+		}
+	}
+}
+
+// txn compares the object's revision, and the fence if there is one; when that fails it reads what
+// stands at both keys.
+func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
+	req := &etcdserverpb.TxnRequest{Failure: []*etcdserverpb.RequestOp{rangeOp(w.key)}}
+	switch {
+	case w.exists && w.expected == 0:
+		req.Compare = append(req.Compare, &etcdserverpb.Compare{
+			Key: w.key, Target: etcdserverpb.Compare_VERSION, Result: etcdserverpb.Compare_GREATER,
+			TargetUnion: &etcdserverpb.Compare_Version{Version: 0},
+		})
+	default:
+		req.Compare = append(req.Compare, &etcdserverpb.Compare{
+			Key: w.key, Target: etcdserverpb.Compare_MOD, Result: etcdserverpb.Compare_EQUAL,
+			TargetUnion: &etcdserverpb.Compare_ModRevision{ModRevision: w.expected},
+		})
+	}
+	if w.fenced {
+		req.Compare = append(req.Compare, &etcdserverpb.Compare{
+			Key: []byte(w.fence.Key), Target: etcdserverpb.Compare_CREATE, Result: etcdserverpb.Compare_EQUAL,
+			TargetUnion: &etcdserverpb.Compare_CreateRevision{CreateRevision: w.fence.CreateRevision},
+		})
+		req.Failure = append(req.Failure, rangeOp([]byte(w.fence.Key)))
+	}
+	if w.remove {
+		req.Success = []*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestDeleteRange{
+			RequestDeleteRange: &etcdserverpb.DeleteRangeRequest{Key: w.key, PrevKv: true},
+		}}}
+	} else {
+		req.Success = []*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestPut{
+			RequestPut: &etcdserverpb.PutRequest{Key: w.key, Value: w.stored, Lease: leaseID},
+		}}}
+	}
+	return req
+}
+
+func rangeOp(key []byte) *etcdserverpb.RequestOp {
+	return &etcdserverpb.RequestOp{Request: &etcdserverpb.RequestOp_RequestRange{
+		RequestRange: &etcdserverpb.RangeRequest{Key: key},
+	}}
+}
+
+// succeeded waits for the image and returns the version that everybody shares.
+func (w *write) succeeded(ctx context.Context, resp *etcdserverpb.TxnResponse) (*Entry, int64, error) {
+	t, revision := w.table, resp.Header.Revision
+	waited := t.store.WaitRevision(ctx, revision)
+	if w.remove {
+		kv := resp.Responses[0].GetResponseDeleteRange().GetPrevKvs()[0]
+		if waited == nil {
+			if e := t.removed(w.path, revision); e != nil {
+				return e, revision, nil
+			}
+		}
+		return newEntry(t.space, w.path, kv), revision, nil
+	}
+	if waited == nil {
+		if e := t.find(w.path, revision); e != nil {
+			return e, revision, nil
+		}
+	}
+	// The write is durable, though the image is late or has moved on beyond its log.
+	create := revision
+	if w.exists {
+		create = w.createRevision(ctx, revision)
+	}
+	return newEntry(t.space, w.path, &mvccpb.KeyValue{Value: w.stored, CreateRevision: create, ModRevision: revision}), revision, nil
+}
+
+// createRevision asks for the creation of a version that the image doesn't have.
+func (w *write) createRevision(ctx context.Context, revision int64) int64 {
+	if e, ok := w.table.get(w.path); ok && e.create <= revision {
+		return e.create
+	}
+	resp, err := w.table.store.backend.Range(ctx, &etcdserverpb.RangeRequest{Key: w.key, Revision: revision, Serializable: true})
+	if err != nil || len(resp.Kvs) == 0 {
+		return 0
+	}
+	return resp.Kvs[0].CreateRevision
+}
+
+// failed says why the comparison failed, unless an earlier attempt is the reason.
+func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begin int64, uncertain bool) (*Entry, int64, error) {
+	if uncertain {
+		if err := w.table.store.WaitRevision(ctx, resp.Header.Revision); err != nil {
+			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w", ErrUnavailable, err))
+		}
+		if e, revision, ok := w.effect(begin); ok {
+			return e, revision, nil
+		}
+	}
+	if w.fenced {
+		held := resp.Responses[1].GetResponseRange().GetKvs()
+		if len(held) == 0 || held[0].CreateRevision != w.fence.CreateRevision {
+			return nil, 0, w.errorf(ErrFenced)
+		}
+	}
+	found := resp.Responses[0].GetResponseRange().GetKvs()
+	// The image should hold what the caller will look at next: the reason of its failure.
+	_ = w.table.store.WaitRevision(ctx, resp.Header.Revision)
+	switch {
+	case len(found) == 0:
+		return nil, 0, w.errorf(ErrNotFound)
+	case !w.exists:
+		return nil, 0, w.errorf(fmt.Errorf("%w since revision %d", ErrExists, found[0].CreateRevision))
+	default:
+		return nil, 0, w.errorf(fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected))
+	}
+}
+
+// effect looks in the log for what an earlier attempt did after revision begin: a version with
+// exactly our bytes in place of what we expected, or its removal. The image has to be up to date.
+// (Objects carry a UID from their creation, so that equal bytes are the same object's; when two
+// writers made equal changes of the same version, both got what they wanted.)
+func (w *write) effect(begin int64) (*Entry, int64, bool) {
+	var entry *Entry
+	var revision int64
+	w.table.mu.RLock()
+	defer w.table.mu.RUnlock()
+	w.table.log.backwards(begin, func(ev *Event) bool {
+		var path string
+		if ev.Entry != nil {
+			path = ev.Entry.path
+		} else {
+			path = ev.Prev.path
+		}
+		if path != w.path || !w.replaces(ev.Prev) {
+			return true
+		}
+		switch {
+		case w.remove && ev.Type == Delete:
+			entry, revision = ev.Prev, ev.Revision
+		case !w.remove && ev.Type == Put && bytes.Equal(ev.Entry.stored, w.stored):
+			entry, revision = ev.Entry, ev.Revision
+		}
+		return entry == nil
+	})
+	return entry, revision, entry != nil
+}
+
+// replaces tells whether prev is what the write expects to find.
+func (w *write) replaces(prev *Entry) bool {
+	switch {
+	case !w.exists:
+		return prev == nil
+	case w.expected == 0:
+		return prev != nil
+	default:
+		return prev != nil && prev.mod == w.expected
+	}
+}
