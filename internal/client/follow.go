@@ -1,0 +1,136 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"barque.dev/internal/api"
+	"barque.dev/internal/store"
+)
+
+// Follow implements Watcher on the store's event log.
+func (c *InProcess) Follow(ctx context.Context, kind client.Object, synced func(), handle func(Event)) error {
+	gvk, err := c.GroupVersionKindFor(kind)
+	if err != nil {
+		return err
+	}
+	res, table, err := c.kept(gvk)
+	if err != nil {
+		return err
+	}
+	f := &follower{res: res, table: table, gvk: gvk, sample: kind, handle: handle, known: map[store.Key]*store.Entry{}}
+	since, err := f.list()
+	if err != nil {
+		return err
+	}
+	if synced != nil {
+		synced()
+	}
+	for {
+		err := f.watch(ctx, since)
+		if !errors.Is(err, store.ErrCompacted) {
+			return err
+		}
+		// The follower was too slow for the log: what it missed is the difference between
+		// what it has seen and what there is.
+		if since, err = f.list(); err != nil {
+			return err
+		}
+	}
+}
+
+// follower is one Follow under way. known is what it has handed over.
+type follower struct {
+	res    *api.Resource
+	table  *store.Table
+	gvk    schema.GroupVersionKind
+	sample client.Object
+	handle func(Event)
+	known  map[store.Key]*store.Entry
+}
+
+// list turns the difference between what is known and what there is into events, and returns
+// the revision from which to watch.
+func (f *follower) list() (int64, error) {
+	snapshot := f.table.Snapshot()
+	var failure error
+	for key, entry := range f.known {
+		if _, ok := snapshot.Get(key); !ok {
+			if err := f.emit(entry, nil); err != nil {
+				return 0, err
+			}
+		}
+	}
+	snapshot.Ascend("", store.Key{}, func(entry *store.Entry) bool {
+		old := f.known[entry.Key()]
+		if old != nil && old.Revision() == entry.Revision() {
+			return true
+		}
+		failure = f.emit(old, entry)
+		return failure == nil
+	})
+	return snapshot.Revision(), failure
+}
+
+func (f *follower) watch(ctx context.Context, since int64) error {
+	cursor, err := f.table.Watch(since)
+	if err != nil {
+		return err
+	}
+	defer cursor.Close()
+	for {
+		events, _, err := cursor.Next(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			if err := f.emit(f.known[e.Key], e.Entry); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// emit hands over one change. An object that was replaced by another of its name is removed
+// first, so that nobody takes the new one for the old.
+func (f *follower) emit(old, entry *store.Entry) error {
+	if old == nil && entry == nil {
+		return nil
+	}
+	if old != nil && entry != nil && old.CreateRevision() != entry.CreateRevision() {
+		if err := f.emit(old, nil); err != nil {
+			return err
+		}
+		old = nil
+	}
+	var event Event
+	var err error
+	if event.Old, err = f.object(old); err != nil {
+		return err
+	}
+	if event.New, err = f.object(entry); err != nil {
+		return err
+	}
+	if entry == nil {
+		delete(f.known, old.Key())
+	} else {
+		f.known[entry.Key()] = entry
+	}
+	f.handle(event)
+	return nil
+}
+
+func (f *follower) object(entry *store.Entry) (client.Object, error) {
+	if entry == nil {
+		return nil, nil //nolint:nilnil // no entry, no object
+	}
+	shared, err := entry.Object()
+	if err != nil {
+		return nil, fmt.Errorf("follow %s: %w", f.gvk, err)
+	}
+	return newLike(f.res, shared, f.gvk, f.sample)
+}
