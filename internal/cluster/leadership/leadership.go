@@ -1,0 +1,165 @@
+// Package leadership decides on which server the scheduler and the controllers run, and makes
+// sure that only that one's writes succeed.
+//
+// With the embedded etcd, they run where raft's leader is. A server that becomes raft leader
+// takes over the fence, a key in etcd beside the API's objects, and hands out a context that
+// carries it ([store.WithFence]): every write under that context is conditional on the fence, so
+// a deposed leader that doesn't know it yet (it was frozen, or cut off) can't write. The context
+// ends as soon as the loss of leadership is noticed. With an etcd that somebody else runs, whose
+// leader isn't ours, an etcd election with a session lease takes raft's place; its key is the fence.
+//
+// Who leads is published, as often as a stock component renews its lease, through [Publisher].
+package leadership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
+)
+
+// A Publisher makes known who leads, for instance as Lease objects (see [LeaseSpec]). It is called
+// with the leader's fenced context when leadership begins and every [RenewEvery] after that.
+// transitions counts how often leadership passed to another server. Its errors are logged.
+type Publisher func(ctx context.Context, holder string, acquired time.Time, transitions int32) error
+
+// Config is what leadership needs. One of Member and Remote is set.
+type Config struct {
+	// Name is this server's, as published.
+	Name   string
+	Member *etcd.Member
+	Remote *etcd.Remote
+	// Publish may be nil.
+	Publish Publisher
+	Log     *slog.Logger
+}
+
+const (
+	// RenewEvery is how often leadership is published again; LeaseDuration is how long after
+	// that an observer should believe in it.
+	RenewEvery    = 5 * time.Second
+	LeaseDuration = 15 * time.Second
+
+	// retryPause is between attempts to lead, when an attempt failed or lead returned.
+	retryPause = 200 * time.Millisecond
+)
+
+// Leadership follows who leads. Its methods are safe for concurrent use.
+type Leadership struct {
+	cfg     Config
+	elector elector
+	leading atomic.Bool
+}
+
+// An elector waits until this server leads.
+type elector interface {
+	campaign(ctx context.Context) (*tenure, error)
+}
+
+// tenure is one period of leading.
+type tenure struct {
+	ctx         context.Context // ends when leadership is lost
+	fence       store.Fence
+	transitions int32
+	end         func() // gives leadership's resources back, once the work has stopped
+}
+
+// New prepares to follow leadership.
+func New(cfg Config) (*Leadership, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Leadership{cfg: cfg}
+	switch {
+	case cfg.Name == "":
+		return nil, errors.New("leadership: the server needs a name")
+	case cfg.Member != nil && cfg.Remote == nil:
+		l.elector = &raftElector{raft: cfg.Member, name: cfg.Name, key: fenceKey(cfg.Member.ClusterID())}
+	case cfg.Remote != nil && cfg.Member == nil:
+		l.elector = &leaseElector{client: cfg.Remote.Client(), name: cfg.Name, log: cfg.Log}
+	default:
+		return nil, errors.New("leadership: it follows either a member or a remote etcd")
+	}
+	return l, nil
+}
+
+// Leading tells whether this server leads now.
+func (l *Leadership) Leading() bool { return l.leading.Load() }
+
+// Follow calls lead whenever this server leads, with a context that carries the fence and ends
+// when leadership is lost, and waits for it to return. When lead returns before that it is called
+// again, after a pause. Follow returns when ctx ends and lead has returned.
+func (l *Leadership) Follow(ctx context.Context, lead func(ctx context.Context) error) error {
+	for ctx.Err() == nil {
+		t, err := l.elector.campaign(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				l.cfg.Log.Warn("leadership could not be taken", "error", err)
+			}
+			wait(ctx, retryPause)
+			continue
+		}
+		l.serve(t, lead)
+		t.end()
+	}
+	return nil
+}
+
+// serve is one tenure.
+func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
+	log := l.cfg.Log.With("transitions", t.transitions)
+	log.Info("this server leads", "fence", t.fence.CreateRevision)
+	l.leading.Store(true)
+	ctx := store.WithFence(t.ctx, t.fence)
+	var wg sync.WaitGroup
+	if l.cfg.Publish != nil {
+		wg.Go(func() { l.publish(ctx, t.transitions) })
+	}
+	for ctx.Err() == nil {
+		err := lead(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		log.Warn("what the leader runs ended; it is started again", "error", err)
+		wait(ctx, retryPause)
+	}
+	l.leading.Store(false)
+	wg.Wait()
+	log.Info("this server leads no longer", "cause", context.Cause(t.ctx))
+}
+
+func (l *Leadership) publish(ctx context.Context, transitions int32) {
+	acquired := time.Now()
+	for {
+		if err := l.cfg.Publish(ctx, l.cfg.Name, acquired, transitions); err != nil && ctx.Err() == nil {
+			l.cfg.Log.Warn("leadership could not be published", "error", err)
+		}
+		if !wait(ctx, RenewEvery) {
+			return
+		}
+	}
+}
+
+// wait returns false when ctx ended first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+var errLost = errors.New("leadership was lost")
+
+func errFenceTaken(key string) error {
+	return fmt.Errorf("%w: another server took the fence %s", errLost, key)
+}

@@ -1,0 +1,265 @@
+// Package membership looks after who belongs to the etcd cluster of the servers.
+//
+// A new server is added as a learner, which receives everything and decides nothing; the leader
+// gives it a vote once it has caught up. A server that is gone for good is removed on request, if
+// those that remain have a living majority.
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"barque.dev/internal/store/etcd"
+)
+
+// Member is what membership needs of [etcd.Member].
+type Member interface {
+	ID() uint64
+	Leader() uint64
+	Members() []etcd.MemberInfo
+	Reachable(ctx context.Context) map[uint64]bool
+	AddLearner(ctx context.Context, peerURL string) ([]etcd.MemberInfo, error)
+	Promote(ctx context.Context, id uint64) error
+	Remove(ctx context.Context, id uint64) error
+	MoveLeader(ctx context.Context, to uint64) error
+}
+
+var _ Member = (*etcd.Member)(nil)
+
+// Errors that callers tell apart.
+var (
+	// ErrNameTaken: a living member has the name.
+	ErrNameTaken = errors.New("another server of the cluster has this name")
+	// ErrAddressTaken: a member of another name has the peer URL.
+	ErrAddressTaken = errors.New("another server of the cluster has this address")
+	// ErrUnknown: no member has the name.
+	ErrUnknown = errors.New("no such server in the cluster")
+)
+
+// Config is what membership needs.
+type Config struct {
+	Member Member
+	Log    *slog.Logger
+}
+
+// Membership serves changes of membership. Its methods are safe for concurrent use.
+type Membership struct {
+	member Member
+	log    *slog.Logger
+}
+
+const (
+	// promoteEvery is how often the leader tries to promote learners, while there are any.
+	promoteEvery = 200 * time.Millisecond
+	// lookEvery is how often it looks for some.
+	lookEvery = time.Second
+	// attemptTimeout bounds one proposal: raft ignores a change of membership, without a word,
+	// while another one is under way.
+	attemptTimeout = time.Second
+	retryPause     = 50 * time.Millisecond
+	// neverStarted is after which a learner that never showed up is removed.
+	neverStarted = 10 * time.Minute
+)
+
+// New returns a Membership; Run should be running on every server.
+func New(cfg Config) *Membership {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Membership{member: cfg.Member, log: cfg.Log}
+}
+
+// List lists the members as this server knows them, by ID.
+func (m *Membership) List() []etcd.MemberInfo { return m.member.Members() }
+
+// Run promotes learners that have caught up, whenever this server leads, until ctx ends.
+func (m *Membership) Run(ctx context.Context) error {
+	waiting := make(map[uint64]time.Time) // learners that haven't started, and since when
+	for {
+		pause := lookEvery
+		if m.member.Leader() == m.member.ID() {
+			ready, missing := learners(m.member.Members(), waiting, time.Now())
+			for _, id := range ready {
+				pause = promoteEvery
+				m.promote(ctx, id)
+			}
+			for _, id := range missing {
+				m.log.Warn("a server that was to join never came; it is removed", "member", fmt.Sprintf("%x", id))
+				if err := m.member.Remove(ctx, id); err != nil {
+					m.log.Warn("remove member", "error", err)
+				}
+			}
+		} else {
+			clear(waiting)
+		}
+		if !wait(ctx, pause) {
+			return nil
+		}
+	}
+}
+
+// learners says whom to promote, and who never came; waiting carries what it has to remember.
+func learners(members []etcd.MemberInfo, waiting map[uint64]time.Time, now time.Time) (ready, missing []uint64) {
+	present := make(map[uint64]bool, len(members))
+	for _, mb := range members {
+		present[mb.ID] = true
+		switch since, known := waiting[mb.ID]; {
+		case !mb.Learner:
+		case mb.Name != "":
+			ready = append(ready, mb.ID)
+		case !known:
+			waiting[mb.ID] = now
+		case now.Sub(since) > neverStarted:
+			missing = append(missing, mb.ID)
+		}
+	}
+	for id := range waiting {
+		if !present[id] {
+			delete(waiting, id)
+		}
+	}
+	return ready, missing
+}
+
+func (m *Membership) promote(ctx context.Context, id uint64) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	if err := m.member.Promote(ctx, id); err != nil {
+		m.log.Debug("a learner is not promoted yet", "member", fmt.Sprintf("%x", id), "error", err)
+		return
+	}
+	m.log.Info("a server has become a voting member", "member", fmt.Sprintf("%x", id))
+}
+
+// AddLearner adds the server name, whose etcd will be at peerURL and has no data yet, and returns
+// all members, for its etcd.Config: see [etcd.InitialCluster]. Called again for the same server it
+// does nothing more. A dead member of that name is replaced; a living one is ErrNameTaken.
+func (m *Membership) AddLearner(ctx context.Context, name, peerURL string) ([]etcd.MemberInfo, error) {
+	for {
+		members := m.member.Members()
+		decision, old, err := admit(members, func() map[uint64]bool { return m.member.Reachable(ctx) }, name, peerURL)
+		if err != nil {
+			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, err)
+		}
+		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		switch decision {
+		case present:
+			cancel()
+			return members, nil
+		case replace:
+			m.log.Info("a server comes back without its data; its old member is removed", "server", name)
+			err = m.member.Remove(actx, old)
+		case add:
+			if members, err = m.member.AddLearner(actx, peerURL); err == nil {
+				cancel()
+				m.log.Info("a server joins", "server", name, "peer", peerURL)
+				return members, nil
+			}
+		}
+		cancel()
+		if errors.Is(err, etcd.ErrQuorum) {
+			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, err)
+		}
+		if !wait(ctx, retryPause) {
+			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+// decision is what to do for a server that wants to join.
+type decision int
+
+const (
+	add     decision = iota
+	present          // it is a member that hasn't started: it asks again
+	replace          // it was a member, and lost its data: remove that one first
+)
+
+// admit decides about a server that wants to join. reachable is asked only if need be.
+func admit(members []etcd.MemberInfo, reachable func() map[uint64]bool, name, peerURL string) (decision, uint64, error) {
+	for _, mb := range members {
+		here := false
+		for _, u := range mb.PeerURLs {
+			here = here || u == peerURL
+		}
+		switch {
+		case here && mb.Name == "":
+			return present, mb.ID, nil
+		case mb.Name == name:
+			// A server that joins doesn't listen yet: whoever answers is another.
+			if reachable()[mb.ID] {
+				return add, 0, ErrNameTaken
+			}
+			return replace, mb.ID, nil
+		case here:
+			return add, 0, fmt.Errorf("%w: %s", ErrAddressTaken, mb.Name)
+		}
+	}
+	return add, 0, nil
+}
+
+// Remove takes a server out of the cluster, by name. It returns ErrUnknown, or etcd.ErrQuorum when
+// those that remain would have no living majority. A server that leads and is to be removed hands
+// leadership over first.
+func (m *Membership) Remove(ctx context.Context, name string) error {
+	members := m.member.Members()
+	var id uint64
+	for _, mb := range members {
+		if mb.Name == name {
+			id = mb.ID
+		}
+	}
+	if id == 0 {
+		return fmt.Errorf("remove server %s: %w", name, ErrUnknown)
+	}
+	if id == m.member.ID() && id == m.member.Leader() {
+		if err := m.handOver(ctx, members); err != nil {
+			return fmt.Errorf("remove server %s: %w", name, err)
+		}
+	}
+	for {
+		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err := m.member.Remove(actx, id)
+		cancel()
+		if err == nil {
+			m.log.Info("a server was removed", "server", name)
+			return nil
+		}
+		if errors.Is(err, etcd.ErrQuorum) || !wait(ctx, retryPause) {
+			return fmt.Errorf("remove server %s: %w", name, err)
+		}
+	}
+}
+
+// handOver moves leadership to another voter that can be reached.
+func (m *Membership) handOver(ctx context.Context, members []etcd.MemberInfo) error {
+	reachable := m.member.Reachable(ctx)
+	err := error(etcd.ErrQuorum)
+	for _, mb := range members {
+		if mb.Learner || mb.ID == m.member.ID() || !reachable[mb.ID] {
+			continue
+		}
+		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err = m.member.MoveLeader(actx, mb.ID)
+		cancel()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// wait returns false when ctx ended first.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
