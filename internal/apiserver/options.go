@@ -1,0 +1,176 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metainternalversionscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+	"k8s.io/apiserver/pkg/warning"
+
+	"barque.dev/internal/api"
+)
+
+// options reads a request's query parameters into one of the kinds of options.
+func options(req *http.Request, into runtime.Object) error {
+	if req.URL.RawQuery == "" {
+		return nil
+	}
+	if err := metainternalversionscheme.ParameterCodec.DecodeParameters(req.URL.Query(), metav1.SchemeGroupVersion, into); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	return nil
+}
+
+// listOptions reads the options of a list or watch. The name of a single object counts as a field selector.
+func listOptions(req *http.Request, o operation) (*metainternalversion.ListOptions, error) {
+	opts := &metainternalversion.ListOptions{}
+	if err := options(req, opts); err != nil {
+		return nil, err
+	}
+	opts.Watch = o.info.Verb == "watch"
+	metainternalversion.SetListOptionsDefaults(opts, true)
+	if o.info.Name == "" {
+		return opts, nil
+	}
+	if opts.FieldSelector != nil && !opts.FieldSelector.Empty() {
+		// RequestInfo takes the name from such a selector, too.
+		if name, ok := opts.FieldSelector.RequiresExactMatch("metadata.name"); !ok || name != o.info.Name {
+			return nil, apierrors.NewBadRequest("fieldSelector metadata.name doesn't match requested name")
+		}
+		return opts, nil
+	}
+	opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", o.info.Name)
+	return opts, nil
+}
+
+// body reads a request's body, up to the limit; 413 beyond.
+func (s *Server) body(w http.ResponseWriter, req *http.Request) ([]byte, error) {
+	if req.Body == nil || req.Body == http.NoBody || req.ContentLength == 0 {
+		return nil, nil
+	}
+	if req.ContentLength > s.limits.Body {
+		return nil, s.tooLarge()
+	}
+	if deadline, ok := req.Context().Deadline(); ok {
+		// A slow sender must not hold a place for longer than its request may take. Not every
+		// connection has deadlines; those without are not the network's.
+		_ = http.NewResponseController(w).SetReadDeadline(deadline)
+	}
+	var b []byte
+	var err error
+	limited := http.MaxBytesReader(w, req.Body, s.limits.Body)
+	if n := req.ContentLength; n > 0 {
+		b = make([]byte, n)
+		_, err = io.ReadFull(limited, b)
+	} else {
+		b, err = io.ReadAll(limited)
+	}
+	var tooLong *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLong):
+		return nil, s.tooLarge()
+	case err != nil && req.Context().Err() != nil:
+		return nil, req.Context().Err()
+	case err != nil:
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("read request body: %v", err))
+	}
+	return b, nil
+}
+
+func (s *Server) tooLarge() error {
+	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", s.limits.Body))
+}
+
+// decode reads the object of a creation or update: of the operation's kind and version, defaulted. How
+// unknown and repeated fields are treated is the directive's choice (KEP-2885).
+func (s *Server) decode(w http.ResponseWriter, req *http.Request, o operation, directive string) (runtime.Object, error) {
+	info, err := negotiation.NegotiateInputSerializer(req, false, api.Codecs())
+	if err != nil {
+		return nil, err
+	}
+	body, err := s.body(w, req)
+	if err != nil {
+		return nil, err
+	}
+	serializer := info.Serializer
+	if directive != metav1.FieldValidationIgnore && info.StrictSerializer != nil {
+		serializer = info.StrictSerializer
+	}
+	defaults := o.kind
+	obj, gvk, err := serializer.Decode(body, &defaults, nil)
+	if strict, ok := runtime.AsStrictDecodingError(err); ok && obj != nil {
+		if directive == metav1.FieldValidationStrict {
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, o.kind.Kind, err))
+		}
+		warnStrict(req.Context(), strict.Errors())
+		err = nil
+	}
+	if err != nil {
+		return nil, undecodable(err, gvk, o.kind, body)
+	}
+	if gvk.GroupVersion() != o.kind.GroupVersion() {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)",
+			gvk.GroupVersion(), o.kind.GroupVersion()))
+	}
+	if gvk.Kind != o.kind.Kind {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s", gvk.Kind, gvk.Version, o.kind.Kind))
+	}
+	api.Scheme().Default(obj)
+	return obj, nil
+}
+
+// warnStrict turns what a strict decoder found into warnings.
+func warnStrict(ctx context.Context, errs []error) {
+	for _, err := range errs {
+		warning.AddWarning(ctx, "", err.Error())
+	}
+}
+
+func undecodable(err error, gvk *schema.GroupVersionKind, want schema.GroupVersionKind, body []byte) error {
+	if gvk != nil && gvk.Kind != "" {
+		return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, want.Kind, err))
+	}
+	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary(body)))
+}
+
+// summary shows the start of what could not be read.
+func summary(body []byte) string {
+	const shown = 30
+	cut := body[:min(len(body), shown)]
+	if !utf8.Valid(body) || strings.ContainsFunc(string(cut), unicode.IsControl) {
+		if len(body) > shown {
+			return fmt.Sprintf("hex: %x ...", cut)
+		}
+		return fmt.Sprintf("hex: %x", cut)
+	}
+	if len(body) > shown {
+		return string(cut) + " ..."
+	}
+	if len(body) == 0 {
+		return "empty data"
+	}
+	return string(cut)
+}
+
+// mediaTypeOf is a request's content type without parameters.
+func mediaTypeOf(req *http.Request) string {
+	v := req.Header.Get("Content-Type")
+	if t, _, err := mime.ParseMediaType(v); err == nil {
+		return t
+	}
+	return v
+}

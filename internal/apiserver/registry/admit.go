@@ -1,0 +1,223 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	fieldadmission "k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/warning"
+
+	"barque.dev/internal/api"
+)
+
+// operation is what admission is asked about.
+type operation struct {
+	req     Request
+	op      admission.Operation
+	options runtime.Object
+	dryRun  bool
+	name    string
+}
+
+func (o operation) attributes(ctx context.Context, obj, old runtime.Object) admission.Attributes {
+	user, _ := request.UserFrom(ctx)
+	namespace := o.req.Namespace
+	if !o.req.Resource.Namespaced {
+		namespace = ""
+		if isNamespaces(o.req) {
+			namespace = o.name
+		}
+	}
+	return admission.NewAttributesRecord(obj, old, o.req.kind(), namespace, o.name, o.req.gvr(), o.req.Subresource,
+		o.op, o.options, o.dryRun, user)
+}
+
+func isNamespaces(req Request) bool {
+	return req.Resource.Group == "" && req.Resource.Resource == "namespaces"
+}
+
+func objectInterfaces() admission.ObjectInterfaces {
+	return admission.NewObjectInterfacesFromScheme(api.Scheme())
+}
+
+// mutate lets admission change obj, which is of the request's version, in place.
+func (r *Registry) mutate(ctx context.Context, o operation, obj, old runtime.Object) error {
+	if err := r.checkNamespace(ctx, o); err != nil {
+		return err
+	}
+	if r.cfg.Admission != nil {
+		guarded := fieldadmission.NewManagedFieldsValidatingAdmissionController(r.cfg.Admission)
+		mutating, ok := guarded.(admission.MutationInterface)
+		if ok && mutating.Handles(o.op) {
+			if err := mutating.Admit(ctx, o.attributes(ctx, obj, copyOf(old)), objectInterfaces()); err != nil {
+				return statusError(err, o.req.groupResource(), o.name, "admit")
+			}
+		}
+	}
+	dedupOwners(ctx, obj, true)
+	return nil
+}
+
+// validate asks admission and guards about the object as it will be kept. Neither changes it.
+func (r *Registry) validate(ctx context.Context, o operation, obj, old runtime.Object) error {
+	if guard := r.cfg.Guards[o.req.groupResource()]; guard != nil && o.op != admission.Delete {
+		if err := guard(ctx, o.req, obj, old); err != nil {
+			return statusError(err, o.req.groupResource(), o.name, "admit")
+		}
+	}
+	validating, ok := r.cfg.Admission.(admission.ValidationInterface)
+	if !ok || !validating.Handles(o.op) {
+		return nil
+	}
+	err := validating.Validate(ctx, o.attributes(ctx, copyOf(obj), copyOf(old)), objectInterfaces())
+	return statusError(err, o.req.groupResource(), o.name, "admit")
+}
+
+// validateDelete asks admission about a deletion; mutating plugins are asked too, as in stock.
+func (r *Registry) validateDelete(ctx context.Context, o operation, old runtime.Object) error {
+	if r.cfg.Admission == nil {
+		return nil
+	}
+	attributes := o.attributes(ctx, nil, copyOf(old))
+	if mutating, ok := r.cfg.Admission.(admission.MutationInterface); ok && mutating.Handles(o.op) {
+		if err := mutating.Admit(ctx, attributes, objectInterfaces()); err != nil {
+			return statusError(err, o.req.groupResource(), o.name, "admit")
+		}
+	}
+	if validating, ok := r.cfg.Admission.(admission.ValidationInterface); ok && validating.Handles(o.op) {
+		err := validating.Validate(ctx, attributes, objectInterfaces())
+		return statusError(err, o.req.groupResource(), o.name, "admit")
+	}
+	return nil
+}
+
+func copyOf(obj runtime.Object) runtime.Object {
+	if obj == nil {
+		return nil
+	}
+	return obj.DeepCopyObject()
+}
+
+// immortalNamespaces cannot be deleted: the cluster stands on them.
+func immortalNamespaces() []string {
+	return []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic}
+}
+
+// checkNamespace refuses to create in a namespace that is missing or being deleted, and to
+// delete a namespace that the cluster needs: kube-apiserver's NamespaceLifecycle.
+func (r *Registry) checkNamespace(ctx context.Context, o operation) error {
+	if o.op == admission.Delete {
+		if isNamespaces(o.req) && o.req.Subresource == "" && slices.Contains(immortalNamespaces(), o.name) {
+			return apierrors.NewForbidden(o.req.groupResource(), o.name, fmt.Errorf("this namespace may not be deleted"))
+		}
+		return nil
+	}
+	if o.op != admission.Create || !o.req.Resource.Namespaced || o.req.Namespace == "" || isAccessReview(o.req) {
+		return nil
+	}
+	namespaces, ok := r.Lookup(corev1.SchemeGroupVersion.WithResource("namespaces"))
+	if !ok {
+		return nil
+	}
+	look := Request{Resource: namespaces, Name: o.req.Namespace}
+	entry, found := r.Table(namespaces.GroupResource).Get(look.key())
+	if !found {
+		// This server may be behind another that has just created it.
+		var err error
+		if entry, err = r.find(ctx, look); err != nil {
+			return err
+		}
+	}
+	obj, err := entry.Object()
+	if err != nil {
+		return statusError(err, namespaces.GroupResource, look.Name, "read")
+	}
+	ns, ok := obj.(*corev1.Namespace)
+	if !ok || ns.Status.Phase != corev1.NamespaceTerminating {
+		return nil
+	}
+	forbidden := apierrors.NewForbidden(o.req.groupResource(), o.name,
+		fmt.Errorf("unable to create new content in namespace %s because it is being terminated", ns.Name))
+	forbidden.ErrStatus.Details.Causes = append(forbidden.ErrStatus.Details.Causes, metav1.StatusCause{
+		Type:    corev1.NamespaceTerminatingCause,
+		Message: fmt.Sprintf("namespace %s is being terminated", ns.Name),
+		Field:   "metadata.namespace",
+	})
+	return forbidden
+}
+
+// isAccessReview tells about questions whose answer must not tell whether a namespace exists.
+func isAccessReview(req Request) bool {
+	return req.Resource.Group == "authorization.k8s.io" && req.Resource.Resource == "localsubjectaccessreviews"
+}
+
+// authorizeCreate asks whether the user of a PUT or an apply may create.
+func (r *Registry) authorizeCreate(ctx context.Context, req Request) error {
+	if r.cfg.Authorizer == nil || trusted(ctx) {
+		return nil
+	}
+	user, _ := request.UserFrom(ctx)
+	attributes := authorizer.AttributesRecord{
+		User: user, Verb: "create", ResourceRequest: true,
+		APIGroup: req.Resource.Group, APIVersion: req.gv().Version, Resource: req.Resource.Resource,
+		Subresource: req.Subresource, Namespace: req.Namespace, Name: req.Name,
+	}
+	if info, ok := request.RequestInfoFrom(ctx); ok {
+		attributes.Path = info.Path
+	}
+	decision, reason, err := r.cfg.Authorizer.Authorize(ctx, attributes)
+	switch {
+	case decision == authorizer.DecisionAllow:
+		return nil
+	case err != nil:
+		return apierrors.NewInternalError(err)
+	default:
+		return responsewriters.ForbiddenStatusError(attributes, reason)
+	}
+}
+
+// dedupOwners drops owner references that are listed twice, with a warning.
+func dedupOwners(ctx context.Context, obj runtime.Object, afterAdmission bool) {
+	m, err := meta.Accessor(obj)
+	if err != nil || len(m.GetOwnerReferences()) < 2 {
+		return
+	}
+	var kept []metav1.OwnerReference
+	var twice []string
+	for _, ref := range m.GetOwnerReferences() {
+		if slices.ContainsFunc(kept, func(k metav1.OwnerReference) bool { return apiequality.Semantic.DeepEqual(k, ref) }) {
+			twice = append(twice, string(ref.UID))
+			continue
+		}
+		kept = append(kept, ref)
+	}
+	if len(twice) == 0 {
+		return
+	}
+	m.SetOwnerReferences(kept)
+	when := ""
+	if afterAdmission {
+		when = " after mutating admission"
+	}
+	warning.AddWarning(ctx, "", fmt.Sprintf(".metadata.ownerReferences contains duplicate entries%s; "+
+		"duplicates were dropped, owner UIDs: %s", when, strings.Join(twice, ", ")))
+}
+
+// uidConflict is the error for a UID precondition that does not hold.
+func uidConflict(req Request, wanted, have types.UID) error {
+	return apierrors.NewConflict(req.groupResource(), req.Name,
+		fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", wanted, have)) //nolint:staticcheck // stock's words, which clients show
+}

@@ -1,0 +1,11 @@
+package registry_test
+
+// csrPEM is a certificate signing request whose key nobody has.
+const csrPEM = `-----BEGIN CERTIFICATE REQUEST-----
+MIHGMG4CAQAwDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IA
+BL7+fypCKbN5Lwj6cdJ9ZKKypIi3JC8eERq5M3X1AIzX/qp7EKMvTW8yr85+bLOn
+JhCYk/Mg8dvOTu2MvyQuMBCgADAKBggqhkjOPQQDAgNIADBFAiEA4xwY7xyg+GyG
+kKSCFZKoeUMxyLquL9pRd8r+wOSs0EMCIEE51CiTdiypZHT2CNqT2KObJkVsPZwd
+3spLRnrAl+jh
+-----END CERTIFICATE REQUEST-----
+`

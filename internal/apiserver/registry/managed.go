@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"fmt"
+	"sync"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/client-go/applyconfigurations"
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
+
+	"barque.dev/internal/api"
+)
+
+// fieldManagers records who set which field. There is one FieldManager for each kind, version
+// and subresource, made at first use.
+type fieldManagers struct {
+	types managedfields.TypeConverter
+
+	mu    sync.Mutex
+	byKey map[fieldManagerKey]*managedfields.FieldManager
+}
+
+type fieldManagerKey struct {
+	resource    schema.GroupVersionResource
+	subresource string
+}
+
+func newFieldManagers() *fieldManagers {
+	return &fieldManagers{types: newLazyTypes(), byKey: map[fieldManagerKey]*managedfields.FieldManager{}}
+}
+
+// of returns the request's FieldManager, whose objects are of the request's version.
+func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
+	key := fieldManagerKey{resource: req.gvr(), subresource: req.Subresource}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m, ok := f.byKey[key]; ok {
+		return m, nil
+	}
+	var reset map[fieldpath.APIVersion]fieldpath.Filter
+	if rules := req.rules(); rules != nil {
+		if sets := rules.ResetFields(); sets != nil {
+			reset = fieldpath.NewExcludeFilterSetMap(sets)
+		}
+	}
+	kind := req.kind()
+	scheme := api.Scheme()
+	m, err := managedfields.NewDefaultFieldManager(f.types, versionConverter{}, scheme, kindCreater{},
+		kind, kind.GroupVersion(), req.Subresource, reset)
+	if err != nil {
+		return nil, apierrors.NewInternalError(fmt.Errorf("field manager of %s: %w", req.gvr(), err))
+	}
+	f.byKey[key] = m
+	return m, nil
+}
+
+// lazyTypes loads the schemas of all kinds at first use: they take tens of milliseconds.
+type lazyTypes struct {
+	load func() typeSet
+}
+
+type typeSet struct {
+	kinds, scale managedfields.TypeConverter
+	err          error
+}
+
+func newLazyTypes() *lazyTypes {
+	return &lazyTypes{load: sync.OnceValue(func() typeSet {
+		scale, err := typesOfScale(api.Scheme())
+		return typeSet{kinds: applyconfigurations.NewTypeConverter(api.Scheme()), scale: scale, err: err}
+	})}
+}
+
+func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
+	set := l.load()
+	if set.err != nil {
+		return nil, set.err
+	}
+	if obj.GetObjectKind().GroupVersionKind() == scaleKind() {
+		return set.scale.ObjectToTyped(obj, opts...)
+	}
+	return set.kinds.ObjectToTyped(obj, opts...)
+}
+
+func (l *lazyTypes) TypedToObject(value *typed.TypedValue) (runtime.Object, error) {
+	return l.load().kinds.TypedToObject(value)
+}
+
+// kindCreater makes empty objects with their kind set.
+type kindCreater struct{}
+
+func (kindCreater) New(gvk schema.GroupVersionKind) (runtime.Object, error) {
+	obj, err := api.Scheme().New(gvk)
+	if err != nil {
+		return nil, err
+	}
+	obj.GetObjectKind().SetGroupVersionKind(gvk)
+	return obj, nil
+}
+
+// versionConverter converts between versions directly where FieldManager expects a hub version
+// in the middle. It shares memory between its input and output.
+type versionConverter struct{}
+
+func (versionConverter) Convert(in, out, context any) error {
+	return api.Scheme().Convert(in, out, context)
+}
+
+func (versionConverter) ConvertToVersion(in runtime.Object, target runtime.GroupVersioner) (runtime.Object, error) {
+	gv, exact := target.(schema.GroupVersion)
+	_, raw := in.(*unstructured.Unstructured)
+	if !exact || raw || gv.Version == runtime.APIVersionInternal {
+		return api.Scheme().UnsafeConvertToVersion(in, target)
+	}
+	return api.Convert(in, gv)
+}
+
+func (versionConverter) ConvertFieldLabel(gvk schema.GroupVersionKind, label, value string) (string, string, error) {
+	return api.Scheme().ConvertFieldLabel(gvk, label, value)
+}
+
+// scaleFields translates managed fields between a resource and its scale subresource.
+func scaleFields(req Request, entries []metav1.ManagedFieldsEntry) *managedfields.ScaleHandler {
+	mappings := managedfields.ResourcePathMappings{
+		req.gv().String(): fieldpath.MakePathOrDie("spec", "replicas"),
+	}
+	return managedfields.NewScaleHandler(entries, req.gv(), mappings)
+}
+
+// scaleKind is what the scale subresource speaks.
+func scaleKind() schema.GroupVersionKind { return autoscalingv1.SchemeGroupVersion.WithKind("Scale") }

@@ -1,0 +1,219 @@
+package registry_test
+
+import (
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"barque.dev/internal/apiserver/registry"
+)
+
+const deployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: default}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      serviceAccountName: sa
+      containers:
+      - {name: a, image: "example/a:1"}
+      - {name: b, image: "example/b:1"}
+`
+
+func TestPatches(t *testing.T) {
+	s := start(t, nil)
+	create[*appsv1.Deployment](s, "deployments.apps", "default", decode[*appsv1.Deployment](t, deployment))
+	req := s.req("deployments.apps", "default", "web")
+	images := func(d *appsv1.Deployment) string {
+		var out []string
+		for _, c := range d.Spec.Template.Spec.Containers {
+			out = append(out, c.Name+"="+c.Image)
+		}
+		return strings.Join(out, " ")
+	}
+	for _, step := range []struct {
+		name, body, want string
+		kind             types.PatchType
+	}{
+		{"strategic", `{"spec":{"template":{"spec":{"containers":[{"name":"b","image":"example/b:2"}]}}}}`,
+			"a=example/a:1 b=example/b:2", types.StrategicMergePatchType},
+		{"json", `[{"op":"test","path":"/spec/replicas","value":2},{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"example/a:3"}]`,
+			"a=example/a:3 b=example/b:2", types.JSONPatchType},
+		{"merge", `{"spec":{"template":{"spec":{"containers":[{"name":"c","image":"example/c:4"}]}}}}`,
+			"c=example/c:4", types.MergePatchType},
+	} {
+		result, created, err := s.Patch(t.Context(), req, step.kind, []byte(step.body), &metav1.PatchOptions{FieldManager: step.name})
+		if err != nil || created {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := images(kept[*appsv1.Deployment](s, result)); got != step.want {
+			t.Errorf("%s: containers are %s, want %s", step.name, got, step.want)
+		}
+	}
+	for _, bad := range []struct {
+		body string
+		kind types.PatchType
+		is   func(error) bool
+	}{
+		{`[{"op":"test","path":"/spec/replicas","value":7}]`, types.JSONPatchType, apierrors.IsInvalid},
+		{`{"metadata":{"resourceVersion":"1"}}`, types.MergePatchType, apierrors.IsConflict},
+		{`{"metadata":{"name":"other"}}`, types.MergePatchType, apierrors.IsBadRequest},
+		{`{"spec":{"replicas":-1}}`, types.MergePatchType, apierrors.IsInvalid},
+		{`{`, types.StrategicMergePatchType, apierrors.IsBadRequest},
+	} {
+		if _, _, err := s.Patch(t.Context(), req, bad.kind, []byte(bad.body), nil); err == nil || !bad.is(err) {
+			t.Errorf("%s: %v", bad.body, err)
+		}
+	}
+	_, _, err := s.Patch(t.Context(), req, types.MergePatchType, []byte(`{"spec":{"unheard":1}}`),
+		&metav1.PatchOptions{FieldValidation: metav1.FieldValidationStrict})
+	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "unknown field") {
+		t.Errorf("an unknown field: %v", err)
+	}
+	if _, _, err = s.Patch(t.Context(), s.req("deployments.apps", "default", "none"), types.MergePatchType, []byte(`{}`), nil); !apierrors.IsNotFound(err) {
+		t.Errorf("a patch of what is not there: %v", err)
+	}
+}
+
+func apply(s *server, req registry.Request, manager, body string, force bool) (registry.Result, bool, error) {
+	return s.Patch(s.tb.Context(), req, types.ApplyYAMLPatchType, []byte(body), &metav1.PatchOptions{FieldManager: manager, Force: &force})
+}
+
+func TestServerSideApply(t *testing.T) {
+	s := start(t, nil)
+	req := s.req("deployments.apps", "default", "web")
+	result, created, err := apply(s, req, "first", deployment, false)
+	if err != nil || !created {
+		t.Fatalf("create by apply: %v, created %v", err, created)
+	}
+	made := kept[*appsv1.Deployment](s, result)
+	if len(made.ManagedFields) != 1 || made.ManagedFields[0].Operation != metav1.ManagedFieldsOperationApply {
+		t.Errorf("managed fields are %s", asJSON(t, made.ManagedFields))
+	}
+	if _, _, err = apply(s, req, "first", deployment, false); err != nil {
+		t.Fatal(err)
+	}
+	if got := get[*appsv1.Deployment](s, "deployments.apps", "default", "web"); got.ResourceVersion != made.ResourceVersion {
+		t.Error("applying the same again wrote something")
+	}
+	more := strings.Replace(deployment, "replicas: 2", "replicas: 5", 1)
+	_, _, err = apply(s, req, "second", more, false)
+	if !apierrors.IsConflict(err) || !strings.Contains(err.Error(), `conflict with "first"`) {
+		t.Errorf("a second manager: %v", err)
+	}
+	if result, _, err = apply(s, req, "second", more, true); err != nil || *kept[*appsv1.Deployment](s, result).Spec.Replicas != 5 {
+		t.Errorf("by force: %v", err)
+	}
+	less := strings.Replace(deployment, `      - {name: b, image: "example/b:1"}`, "", 1)
+	less = strings.Replace(less, "replicas: 2", "replicas: 5", 1)
+	for _, m := range []string{"first", "second"} {
+		if result, _, err = apply(s, req, m, less, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := kept[*appsv1.Deployment](s, result); len(got.Spec.Template.Spec.Containers) != 1 {
+		t.Errorf("a container that nobody wants any more is still there: %s", asJSON(t, got.Spec.Template.Spec.Containers))
+	}
+}
+
+func TestScale(t *testing.T) {
+	s := start(t, nil)
+	made := create[*appsv1.Deployment](s, "deployments.apps", "default", decode[*appsv1.Deployment](t, deployment))
+	req := s.sub("deployments.apps", "default", "web", "scale")
+	result, err := s.Get(t.Context(), req, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scale := kept[*autoscalingv1.Scale](s, result)
+	if scale.Spec.Replicas != 2 || scale.Status.Selector != "app=web" || scale.ResourceVersion != made.ResourceVersion || scale.UID != made.UID {
+		t.Errorf("scale is %s", asJSON(t, scale))
+	}
+	stale := scale.DeepCopy()
+	scale.Spec.Replicas = 3
+	if result, _, err = s.Update(t.Context(), req, scale, &metav1.UpdateOptions{FieldManager: "scaler"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := kept[*autoscalingv1.Scale](s, result); got.Spec.Replicas != 3 || got.Kind != "Scale" {
+		t.Errorf("scale is %s", asJSON(t, got))
+	}
+	got := get[*appsv1.Deployment](s, "deployments.apps", "default", "web")
+	if *got.Spec.Replicas != 3 || got.Generation != 2 {
+		t.Errorf("deployment is %s", asJSON(t, got))
+	}
+	owner := ""
+	for _, m := range got.ManagedFields {
+		if strings.Contains(string(m.FieldsV1.Raw), "f:replicas") {
+			owner += m.Manager + "/" + m.Subresource + " "
+		}
+	}
+	if owner != "scaler/scale " {
+		t.Errorf("replicas belong to %q: %s", owner, asJSON(t, got.ManagedFields))
+	}
+	if _, _, err = s.Update(t.Context(), req, stale, nil); !apierrors.IsConflict(err) {
+		t.Errorf("a stale scale: %v", err)
+	}
+	if _, _, err = s.Patch(t.Context(), req, types.MergePatchType, []byte(`{"spec":{"replicas":1}}`), nil); err != nil {
+		t.Error(err)
+	}
+	if _, _, err = s.Patch(t.Context(), req, types.MergePatchType, []byte(`{"spec":{"replicas":-1}}`), nil); !apierrors.IsInvalid(err) {
+		t.Errorf("fewer than none: %v", err)
+	}
+	_, _, err = apply(s, req, "me", `{"apiVersion":"autoscaling/v1","kind":"Scale","metadata":{"name":"web","namespace":"default"},"spec":{"replicas":4}}`, true)
+	if err != nil {
+		t.Error(err)
+	}
+	if got = get[*appsv1.Deployment](s, "deployments.apps", "default", "web"); *got.Spec.Replicas != 4 {
+		t.Errorf("replicas are %d", *got.Spec.Replicas)
+	}
+}
+
+func TestVersionsOfOneKind(t *testing.T) {
+	s := start(t, nil)
+	v1 := s.req("horizontalpodautoscalers.autoscaling", "default", "")
+	v1.Version = "v1"
+	hpa := decode[*autoscalingv1.HorizontalPodAutoscaler](t, `
+apiVersion: autoscaling/v1
+kind: HorizontalPodAutoscaler
+metadata: {name: web, namespace: default}
+spec: {maxReplicas: 5, targetCPUUtilizationPercentage: 70, scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}}
+`)
+	result, err := s.Create(t.Context(), v1, hpa, &metav1.CreateOptions{FieldManager: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := kept[*autoscalingv2.HorizontalPodAutoscaler](s, result)
+	if len(got.Spec.Metrics) != 1 || *got.Spec.Metrics[0].Resource.Target.AverageUtilization != 70 {
+		t.Errorf("kept as %s", asJSON(t, got.Spec))
+	}
+	if got.ManagedFields[0].APIVersion != "autoscaling/v1" {
+		t.Errorf("managed fields are of %s", got.ManagedFields[0].APIVersion)
+	}
+	v1.Name = "web"
+	if _, _, err = s.Patch(t.Context(), v1, types.MergePatchType, []byte(`{"spec":{"targetCPUUtilizationPercentage":80}}`), nil); err != nil {
+		t.Fatal(err)
+	}
+	got = get[*autoscalingv2.HorizontalPodAutoscaler](s, "horizontalpodautoscalers.autoscaling", "default", "web")
+	if *got.Spec.Metrics[0].Resource.Target.AverageUtilization != 80 {
+		t.Errorf("kept as %s", asJSON(t, got.Spec))
+	}
+}
+
+// TestManagedFieldsOfTwoSpellings: stock records both spellings of a field that has two.
+func TestManagedFieldsOfTwoSpellings(t *testing.T) {
+	s := start(t, nil)
+	made := create[*appsv1.Deployment](s, "deployments.apps", "default", decode[*appsv1.Deployment](t, deployment))
+	fields := string(made.ManagedFields[0].FieldsV1.Raw)
+	if !strings.Contains(fields, `"f:serviceAccount":{}`) || !strings.Contains(fields, `"f:serviceAccountName":{}`) {
+		t.Errorf("managed fields are %s", fields)
+	}
+}

@@ -1,0 +1,232 @@
+// Package registry is the API server without HTTP: the verbs on every resource, over the store.
+//
+// A write is one transaction: field management, mutating admission, the resource's rules
+// (package api), validating admission, then a compare-and-swap in the store; when the object
+// changed in between, all of it runs again on the newer version. Reads come from the store's
+// shared image, behind a read-index barrier when they must be consistent. What a request means
+// follows kube-apiserver to the letter, down to the bytes that are kept.
+//
+// The context of a request carries its user (k8s.io/apiserver/pkg/endpoints/request), a warning
+// recorder where warnings are wanted, and the fence of a leader (store.WithFence). Every error
+// is a *apierrors.StatusError.
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+
+	"barque.dev/internal/api"
+	"barque.dev/internal/store"
+)
+
+// A Request says what a verb acts on.
+type Request struct {
+	Resource *api.Resource
+	// Version is the version that the client speaks; "" is the storage version.
+	Version     string
+	Subresource string
+	Namespace   string
+	Name        string
+}
+
+// A Result is the outcome of a verb.
+type Result struct {
+	// Entry is the version in the store that the result is, if it is one.
+	Entry *store.Entry
+	// Object is the result otherwise (dry runs, virtual resources, scale, statuses). It may
+	// be of any version that converts to the request's. It is shared: do not change it.
+	Object runtime.Object
+}
+
+// Get returns the result as an object of some version of its kind.
+func (r Result) Get() (runtime.Object, error) {
+	if r.Entry != nil {
+		return r.Entry.Object()
+	}
+	return r.Object, nil
+}
+
+// A Handler creates something that is not kept, and returns the answer.
+type Handler func(ctx context.Context, r Request, obj runtime.Object) (runtime.Object, error)
+
+// A Guard refuses a change for reasons of its own, after validation and before the store. old
+// is nil for a creation. Both are of the storage version and read-only.
+type Guard func(ctx context.Context, r Request, obj, old runtime.Object) error
+
+// Config configures a Registry.
+type Config struct {
+	Store *store.Store
+	// Admission lets objects in; nil lets everything in. Mutating plugins see objects of the
+	// request's version, validating ones of the storage version.
+	Admission admission.Interface
+	// Authorizer answers whether PUT or apply may create, and what rules ask beyond the
+	// request; nil allows.
+	Authorizer authorizer.Authorizer
+	// ServiceCIDRs are the ranges of cluster IPs, one or one of each family, the primary
+	// family first. They are kept as the ServiceCIDR "kubernetes".
+	ServiceCIDRs []netip.Prefix
+	// ServerPort is the port that the API servers listen on, for the Service "kubernetes"; 0
+	// is 6443.
+	ServerPort int32
+	// NodePortRange is where node ports come from.
+	NodePortRange utilnet.PortRange
+	// Indexes are kept by the store beside those of the resources themselves, by name.
+	Indexes map[schema.GroupResource]map[string]store.IndexFunc
+	// Transformers encrypt resources at rest.
+	Transformers map[schema.GroupResource]store.Transformer
+	// Virtual creates what is not kept: "tokenreviews.authentication.k8s.io", or
+	// "serviceaccounts/token" for a subresource.
+	Virtual map[string]Handler
+	// Guards are asked before each creation and change of a resource.
+	Guards map[schema.GroupResource]Guard
+	Log    *slog.Logger
+}
+
+// Registry serves the verbs. It is safe for concurrent use.
+type Registry struct {
+	cfg     Config
+	log     *slog.Logger
+	store   *store.Store
+	lookups *api.Lookups
+	fields  *fieldManagers
+	ports   *nodePorts
+	ips     *clusterIPs
+
+	mu        sync.RWMutex
+	resources map[schema.GroupResource]*api.Resource
+	kinds     map[schema.GroupKind]*api.Resource
+	tables    map[string]*store.Table // by prefix
+}
+
+// New registers every built-in resource with the store.
+func New(cfg Config) (*Registry, error) {
+	r := &Registry{
+		cfg: cfg, log: cfg.Log, store: cfg.Store,
+		resources: map[schema.GroupResource]*api.Resource{},
+		kinds:     map[schema.GroupKind]*api.Resource{},
+		tables:    map[string]*store.Table{},
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	r.fields = newFieldManagers()
+	r.lookups = &api.Lookups{Authorizer: cfg.Authorizer, Get: r.lookupObject}
+	for _, res := range api.Resources() {
+		if err := r.Register(res); err != nil {
+			return nil, err
+		}
+	}
+	ranges := api.RangeAllocations()
+	table, err := r.table(ranges)
+	if err != nil {
+		return nil, err
+	}
+	r.ports = newNodePorts(cfg.NodePortRange, ranges, table)
+	if r.ips, err = newClusterIPs(r, cfg.ServiceCIDRs); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Register starts to serve a resource. Resources come and go while the registry serves.
+func (r *Registry) Register(res *api.Resource) error {
+	if !res.Virtual() {
+		if _, err := r.table(res); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.resources[res.GroupResource] = res
+	r.kinds[schema.GroupKind{Group: res.Group, Kind: res.Kind}] = res
+	return nil
+}
+
+// table returns the resource's table, registered with the store at first use.
+func (r *Registry) table(res *api.Resource) (*store.Table, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t, ok := r.tables[res.Prefix]; ok {
+		return t, nil
+	}
+	indexes := maps.Clone(r.cfg.Indexes[res.GroupResource])
+	if indexes == nil {
+		indexes = map[string]store.IndexFunc{}
+	}
+	maps.Copy(indexes, res.Indexes)
+	t, err := r.store.Register(store.Schema{
+		Prefix: res.KeyPrefix(), Namespaced: res.Namespaced, Decode: res.Codec().Decode,
+		Indexes: indexes, Transform: r.cfg.Transformers[res.GroupResource],
+	})
+	if err != nil {
+		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
+	}
+	r.tables[res.Prefix] = t
+	return t, nil
+}
+
+// Resources returns what is served now, in no order.
+func (r *Registry) Resources() []*api.Resource {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]*api.Resource, 0, len(r.resources))
+	for _, res := range r.resources {
+		out = append(out, res)
+	}
+	return out
+}
+
+// Lookup returns a resource if it is served in that version. An empty version matches any.
+func (r *Registry) Lookup(gvr schema.GroupVersionResource) (*api.Resource, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	res, ok := r.resources[gvr.GroupResource()]
+	if !ok || (gvr.Version != "" && !res.Serves(gvr.Version)) {
+		return nil, false
+	}
+	return res, true
+}
+
+// Table returns the table of a kept resource; nil if there is none.
+func (r *Registry) Table(gr schema.GroupResource) *store.Table {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if res, ok := r.resources[gr]; ok {
+		return r.tables[res.Prefix]
+	}
+	return nil
+}
+
+// ForKind returns the resource of a kind, and its table, which is nil for a virtual one.
+func (r *Registry) ForKind(gk schema.GroupKind) (*api.Resource, *store.Table, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	res, ok := r.kinds[gk]
+	if !ok {
+		return nil, nil, false
+	}
+	return res, r.tables[res.Prefix], true
+}
+
+// lookupObject reads for rules that have to know other objects.
+func (r *Registry) lookupObject(ctx context.Context, gr schema.GroupResource, name string) (runtime.Object, error) {
+	res, ok := r.Lookup(gr.WithVersion(""))
+	if !ok {
+		return nil, notFound(gr, name)
+	}
+	entry, err := r.find(ctx, Request{Resource: res, Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return entry.Object()
+}

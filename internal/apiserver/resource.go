@@ -1,0 +1,116 @@
+package apiserver
+
+import (
+	"net/http"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/registry"
+)
+
+// operation is one verb on one resource, as a request asks for it.
+type operation struct {
+	*call
+	target registry.Request
+	sub    *api.Subresource // nil for the resource itself
+	// kind is what goes in and comes out, in the version that the client speaks.
+	kind schema.GroupVersionKind
+}
+
+// serveResource answers a request for API objects.
+func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call) {
+	if c.resource == nil {
+		if _, ok := s.documents.Resources[gvrOf(c.info).GroupVersion()]; ok {
+			s.fail(w, req, generic(http.StatusNotFound, req))
+		} else {
+			http.NotFound(w, req)
+		}
+		return
+	}
+	o, code := s.operation(c)
+	if code == 0 && req.Method == http.MethodHead {
+		code = http.StatusMethodNotAllowed
+	}
+	if code != 0 {
+		s.fail(w, req, generic(code, req))
+		return
+	}
+	s.warnDeprecated(req.Context(), o)
+	if o.sub != nil && o.sub.Connect {
+		s.connect(w, req, o)
+		return
+	}
+	switch c.info.Verb {
+	case "get":
+		s.get(w, req, o)
+	case "list":
+		s.list(w, req, o)
+	case "watch":
+		s.watch(w, req, o)
+	case "create":
+		s.create(w, req, o)
+	case "update":
+		s.update(w, req, o)
+	case "patch":
+		s.patch(w, req, o)
+	case "delete":
+		s.remove(w, req, o)
+	case "deletecollection":
+		s.removeCollection(w, req, o)
+	default:
+		s.fail(w, req, generic(http.StatusMethodNotAllowed, req))
+	}
+}
+
+// operation works out what a request acts on. The code is 0, or that of the error: 404 for a path that
+// leads nowhere, 405 for one that does not take the method.
+func (s *Server) operation(c *call) (operation, int) {
+	r, info := c.resource, c.info
+	o := operation{call: c, kind: r.GVK(info.APIVersion)}
+	o.target = registry.Request{Resource: r, Version: info.APIVersion, Subresource: info.Subresource, Name: info.Name}
+	if r.Namespaced {
+		o.target.Namespace = info.Namespace
+	}
+	verbs := r.Verbs
+	if info.Subresource != "" {
+		sub, ok := r.Subresources[info.Subresource]
+		if !ok {
+			return o, http.StatusNotFound
+		}
+		o.sub, verbs = sub, sub.Verbs
+		if sub.Kind.Version != "" {
+			o.kind = sub.Kind
+		} else if sub.Kind.Kind != "" && !sub.Connect {
+			o.kind.Kind = sub.Kind.Kind
+		}
+	}
+	if !s.pathExists(c, o.sub) {
+		return o, http.StatusNotFound
+	}
+	if o.sub != nil && o.sub.Connect {
+		return o, 0 // which methods it takes is between the client and the other end
+	}
+	if !slices.Contains(verbs, info.Verb) {
+		return o, http.StatusMethodNotAllowed
+	}
+	if r.Namespaced && info.Namespace == "" && info.Verb != "list" && info.Verb != "watch" {
+		// Only reads go over all namespaces: /api/v1/pods exists, but not for POST.
+		return o, http.StatusMethodNotAllowed
+	}
+	return o, 0
+}
+
+// pathExists tells whether the path has the shape of one that leads to the resource: a namespace where there is one,
+// and nothing behind the last name.
+func (s *Server) pathExists(c *call, sub *api.Subresource) bool {
+	r, info := c.resource, c.info
+	if !r.Namespaced && info.Namespace != "" && !(r.Group == "" && r.Resource == "namespaces") {
+		return false
+	}
+	if r.Namespaced && info.Namespace == "" && len(info.Parts) > 1 {
+		return false
+	}
+	return len(info.Parts) <= 3 || (sub != nil && sub.Connect && sub.Name == "proxy")
+}

@@ -1,0 +1,189 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/registry/rest"
+
+	"barque.dev/internal/apiserver/registry"
+	"barque.dev/internal/apiserver/wire"
+)
+
+// notConvertible is the answer to who asks for a form that the answer cannot take.
+func notConvertible(m media, why string) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{
+		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
+		Message: fmt.Sprintf("you requested %s, but %s", m.as.Kind, why),
+	}}
+}
+
+// listOf tells whether obj is a list.
+func listOf(obj runtime.Object) bool { return obj != nil && meta.IsListType(obj) }
+
+// sendAnyList writes a list that the registry put together, such as what a deletion removed.
+func (s *Server) sendAnyList(w http.ResponseWriter, req *http.Request, code int, m media, o operation, list runtime.Object) error {
+	items, err := meta.ExtractList(list)
+	if err != nil {
+		return err
+	}
+	results := make([]registry.Result, len(items))
+	for i, item := range items {
+		results[i].Object = item
+	}
+	accessor, err := meta.ListAccessor(list)
+	if err != nil {
+		return err
+	}
+	listMeta := metav1.ListMeta{
+		ResourceVersion: accessor.GetResourceVersion(), Continue: accessor.GetContinue(), RemainingItemCount: accessor.GetRemainingItemCount(),
+	}
+	if m.table() {
+		return s.sendTable(w, req, code, m, o, results, listMeta)
+	}
+	kind := o.kind.GroupVersion().WithKind(o.kind.Kind + "List")
+	if m.metadata() {
+		kind = m.as.GroupVersion().WithKind("PartialObjectMetadataList")
+	}
+	e := s.encoder(m, o)
+	encoded := make([][]byte, len(results))
+	for i := range results {
+		if encoded[i], err = itemOf(e, o, results[i]); err != nil {
+			return err
+		}
+	}
+	body, err := e.List(kind, listMeta, encoded)
+	if err != nil {
+		return err
+	}
+	return send(w, req, code, m, body)
+}
+
+// tables makes the tables of one response or watch.
+type tables struct {
+	server  *Server
+	o       operation
+	kind    schema.GroupVersionKind // Table, in the version that was asked for
+	options metav1.TableOptions
+}
+
+func (s *Server) newTables(req *http.Request, m media, o operation) (*tables, error) {
+	t := &tables{server: s, o: o, kind: *m.as}
+	if err := options(req, &t.options); err != nil {
+		return nil, err
+	}
+	if errs := validation.ValidateTableOptions(&t.options); len(errs) > 0 {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("Unable to convert to Table as requested: %v", errs.ToAggregate()))
+	}
+	return t, nil
+}
+
+func (s *Server) sendTable(w http.ResponseWriter, req *http.Request, code int, m media, o operation, results []registry.Result, listMeta metav1.ListMeta) error {
+	t, err := s.newTables(req, m, o)
+	if err != nil {
+		return err
+	}
+	table, err := t.table(req.Context(), results)
+	if err != nil {
+		return err
+	}
+	if listMeta.ResourceVersion != "" {
+		table.ListMeta = listMeta
+	}
+	return sendObject(w, req, code, m, table, t.kind)
+}
+
+// table prints results, one row or more for each.
+func (t *tables) table(ctx context.Context, results []registry.Result) (*metav1.Table, error) {
+	table := &metav1.Table{Rows: []metav1.TableRow{}}
+	objs := make([]runtime.Object, len(results))
+	for i, result := range results {
+		obj, err := result.Get()
+		if err != nil {
+			return nil, err
+		}
+		if objs[i], err = t.printable(obj); err != nil {
+			return nil, err
+		}
+	}
+	printed, err := t.print(ctx, objs)
+	if err != nil {
+		return nil, err
+	}
+	table.ColumnDefinitions, table.Rows = printed.ColumnDefinitions, printed.Rows
+	if table.Rows == nil {
+		table.Rows = []metav1.TableRow{}
+	}
+	if len(table.Rows) != len(results) {
+		return nil, fmt.Errorf("print %s: %d rows for %d objects", t.o.kind.Kind, len(table.Rows), len(results))
+	}
+	for i := range table.Rows {
+		if table.Rows[i].Object, err = t.rowObject(results[i]); err != nil {
+			return nil, err
+		}
+	}
+	if len(objs) == 1 {
+		if m, err := meta.Accessor(objs[0]); err == nil {
+			table.ResourceVersion = m.GetResourceVersion()
+		}
+	}
+	return table, nil
+}
+
+// printable is an object in the version that printers know.
+func (t *tables) printable(obj runtime.Object) (runtime.Object, error) {
+	r := t.o.resource
+	if !t.own() {
+		return obj, nil
+	}
+	return r.Codec().Convert(obj, r.Storage)
+}
+
+// own tells whether the objects are the resource's, and not a subresource's of another kind.
+func (t *tables) own() bool {
+	return t.o.kind.Kind == t.o.resource.Kind && t.o.kind.Group == t.o.resource.Group
+}
+
+func (t *tables) print(ctx context.Context, objs []runtime.Object) (*metav1.Table, error) {
+	if t.own() {
+		return t.o.resource.Table(ctx, objs, &t.options)
+	}
+	out := &metav1.Table{}
+	convertor := rest.NewDefaultTableConvertor(t.o.resource.GroupResource)
+	for _, obj := range objs {
+		one, err := convertor.ConvertToTable(ctx, obj, &t.options)
+		if err != nil {
+			return nil, err
+		}
+		out.ColumnDefinitions = one.ColumnDefinitions
+		out.Rows = append(out.Rows, one.Rows...)
+	}
+	return out, nil
+}
+
+// rowObject is what stands behind a row: the object's metadata unless the client wants all or nothing.
+func (t *tables) rowObject(result registry.Result) (runtime.RawExtension, error) {
+	m := media{encoding: wire.JSON}
+	switch t.options.IncludeObject {
+	case metav1.IncludeNone:
+		return runtime.RawExtension{}, nil
+	case metav1.IncludeObject:
+	default:
+		partial := t.kind.GroupVersion().WithKind("PartialObjectMetadata")
+		m.as = &partial
+	}
+	e := t.server.encoder(m, t.o)
+	item, err := itemOf(e, t.o, result)
+	if err != nil {
+		return runtime.RawExtension{}, err
+	}
+	return runtime.RawExtension{Raw: bytes.TrimSuffix(e.Object(item).Bytes(), []byte("\n"))}, nil
+}

@@ -1,0 +1,256 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"barque.dev/internal/apiserver/registry"
+	"barque.dev/internal/apiserver/wire"
+)
+
+const (
+	// minWatch is how long a watch lasts that does not say; a random part of it is added, so that watches
+	// that began together do not all come back together.
+	minWatch = 30 * time.Minute
+	// coalesce is how long a busy watch gathers events before it writes them. An idle watch writes
+	// at once.
+	coalesce = 5 * time.Millisecond
+	// fullBatch is how many events are enough to be written without waiting for more.
+	fullBatch = 64
+	// frameBuffer is how much of a burst is written at a time, in bytes.
+	frameBuffer = 64 << 10
+)
+
+// watch streams the changes of what the request selects until it times out, its client goes, or
+// the server stops.
+func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) {
+	m, err := negotiateStream(req, objects{})
+	if err != nil {
+		s.fail(w, req, err)
+		return
+	}
+	opts, err := listOptions(req, o)
+	if err != nil {
+		s.fail(w, req, err)
+		return
+	}
+	stream := &stream{server: s, w: w, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o)}
+	if m.table() {
+		if stream.tables, err = s.newTables(req, m, o); err != nil {
+			s.fail(w, req, err)
+			return
+		}
+	}
+	timeout := time.Duration(0)
+	if opts.TimeoutSeconds != nil {
+		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
+	}
+	if timeout <= 0 {
+		timeout = minWatch + rand.N(minWatch)
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), timeout)
+	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
+
+	source, err := s.registry.Watch(ctx, o.target, opts)
+	if err != nil {
+		s.fail(w, req, err)
+		return
+	}
+	defer source.Close()
+	// A client that has stopped reading holds its watch no longer than one that reads.
+	deadlines := http.NewResponseController(w)
+	_ = deadlines.SetWriteDeadline(time.Now().Add(timeout + time.Minute)) // not every connection has them
+	defer func() { _ = deadlines.SetWriteDeadline(time.Time{}) }()
+	h := w.Header()
+	h.Set("Content-Type", m.streamType())
+	w.WriteHeader(http.StatusOK)
+	if err := stream.run(ctx, source); err != nil {
+		s.log.Debug("watch ended", "resource", o.resource.GroupResource.String(), "error", err)
+	}
+}
+
+// withoutTable is the transformation of the objects in a watch, where tables are not one of objects but of events.
+func withoutTable(m media) *schema.GroupVersionKind {
+	if m.table() {
+		return nil
+	}
+	return m.as
+}
+
+// stream writes the events of one watch.
+type stream struct {
+	server  *Server
+	w       http.ResponseWriter
+	m       media
+	o       operation
+	encoder *wire.Encoder
+	tables  *tables
+	buf     []byte
+}
+
+// run copies events from source to the client. It returns why it ended.
+func (st *stream) run(ctx context.Context, source *registry.Watch) error {
+	flusher := http.NewResponseController(st.w)
+	if err := flusher.Flush(); err != nil { // the head: the client knows that the watch stands
+		return err
+	}
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	var last time.Time
+	for {
+		events, err := source.Next(ctx)
+		if err != nil {
+			return st.end(ctx, flusher, err)
+		}
+		if err := st.write(ctx, events); err != nil {
+			return st.end(ctx, flusher, err)
+		}
+		if err := flusher.Flush(); err != nil {
+			return err
+		}
+		now := time.Now()
+		busy := now.Sub(last) < 2*coalesce && len(events) < fullBatch
+		last = now
+		if busy {
+			pause.Reset(coalesce)
+			select {
+			case <-pause.C:
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// write encodes events and writes them, without flushing.
+func (st *stream) write(ctx context.Context, events []registry.WatchEvent) error {
+	gvr := st.o.target.Resource.GVR(st.o.target.Version)
+	sizes := st.server.metrics.watchSizes.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource)
+	st.buf = st.buf[:0]
+	for i := range events {
+		before := len(st.buf)
+		var err error
+		if st.buf, err = st.append(ctx, st.buf, &events[i]); err != nil {
+			return err
+		}
+		sizes.Observe(float64(len(st.buf) - before))
+		if len(st.buf) >= frameBuffer {
+			if err := st.out(); err != nil {
+				return err
+			}
+		}
+	}
+	st.server.metrics.watchEvents.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource).Add(float64(len(events)))
+	if err := st.out(); err != nil {
+		return err
+	}
+	if cap(st.buf) > 2*frameBuffer {
+		st.buf = nil // a burst must not cost memory for as long as the watch lasts
+	}
+	return nil
+}
+
+func (st *stream) out() error {
+	if len(st.buf) == 0 {
+		return nil
+	}
+	_, err := st.w.Write(st.buf)
+	st.buf = st.buf[:0]
+	return err
+}
+
+// append appends the frame of one event.
+func (st *stream) append(ctx context.Context, dst []byte, event *registry.WatchEvent) ([]byte, error) {
+	if event.Type == watch.Bookmark || st.tables != nil {
+		return st.appendOwn(ctx, dst, event)
+	}
+	revision := int64(0)
+	if event.Type == watch.Deleted {
+		revision = event.Revision
+	}
+	item, err := st.encoder.Item(event.Entry, revision)
+	if err != nil {
+		return dst, err
+	}
+	return st.encoder.AppendFrame(dst, event.Type, item), nil
+}
+
+// appendOwn appends the frame of an event whose object is this watch's alone: a bookmark or a table.
+func (st *stream) appendOwn(ctx context.Context, dst []byte, event *registry.WatchEvent) ([]byte, error) {
+	result := registry.Result{Entry: event.Entry}
+	if event.Type != watch.Added && event.Type != watch.Modified {
+		obj, err := st.atRevision(event)
+		if err != nil {
+			return dst, err
+		}
+		result = registry.Result{Object: obj}
+	}
+	if st.tables == nil {
+		item, err := itemOf(st.encoder, st.o, result)
+		if err != nil {
+			return dst, err
+		}
+		return st.encoder.AppendFrame(dst, event.Type, item), nil
+	}
+	table, err := st.tables.table(ctx, []registry.Result{result})
+	if err != nil {
+		return dst, err
+	}
+	// Columns do not change: the first event describes them.
+	st.tables.options.NoHeaders = true
+	return wire.AppendObjectFrame(dst, st.m.encoding, event.Type, table, st.tables.kind)
+}
+
+// atRevision is the object of a bookmark, which is empty but for the revision, or of a deletion.
+func (st *stream) atRevision(event *registry.WatchEvent) (runtime.Object, error) {
+	var obj runtime.Object
+	var err error
+	if event.Entry == nil {
+		obj, err = st.o.resource.Codec().New(st.o.resource.Storage)
+	} else if obj, err = event.Entry.Object(); err == nil {
+		obj = obj.DeepCopyObject()
+	}
+	if err != nil {
+		return nil, err
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil, err
+	}
+	m.SetResourceVersion(strconv.FormatInt(event.Revision, 10))
+	if event.InitialEventsEnd {
+		m.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+	}
+	return obj, nil
+}
+
+// end tells the client why a watch ends before its time. A watch that has run its time just ends.
+func (st *stream) end(ctx context.Context, flusher *http.ResponseController, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	status := st.server.statusOf(ctx, err)
+	var known apierrors.APIStatus
+	if !errors.As(err, &known) {
+		status.Reason = metav1.StatusReasonInternalError
+	}
+	st.buf, _ = wire.AppendObjectFrame(st.buf[:0], st.m.encoding, watch.Error, status, statusKind)
+	if outErr := st.out(); outErr != nil {
+		return outErr
+	}
+	if flushErr := flusher.Flush(); flushErr != nil {
+		return flushErr
+	}
+	return err
+}
