@@ -1,0 +1,226 @@
+package scheduler
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Back-off of a pod that did not fit: it doubles from the first to the last (stock values).
+const (
+	firstBackoff = time.Second
+	lastBackoff  = 10 * time.Second
+	// retryAfter is when a pod that waits is tried again even if nothing happened that could
+	// help it, against a wake-up that was missed.
+	retryAfter = 5 * time.Minute
+)
+
+// item is a pod in the queue. It is in one of the two heaps, or in neither while the
+// scheduler tries it.
+type item struct {
+	pod      *Pod
+	attempts int
+	added    time.Time // when it became pending
+	backoff  time.Time // not to be tried before
+	due      time.Time // when it moves from resting to ready
+	missed   bool      // the cluster changed while it was being tried
+	heap     *itemHeap
+	index    int // in heap
+}
+
+// queue holds the pods that have no node: those ready to be tried, by priority and age, and
+// those that rest, by when they are due. It is safe for concurrent use.
+type queue struct {
+	mu      sync.Mutex
+	now     func() time.Time
+	items   map[types.UID]*item
+	ready   itemHeap
+	resting itemHeap
+	wake    chan struct{} // holds a token when the heaps may have changed
+}
+
+func newQueue(now func() time.Time) *queue {
+	return &queue{
+		now:     now,
+		items:   map[types.UID]*item{},
+		ready:   itemHeap{less: func(a, b *item) bool { return byPriority(a, b) < 0 }},
+		resting: itemHeap{less: func(a, b *item) bool { return a.due.Before(b.due) }},
+		wake:    make(chan struct{}, 1),
+	}
+}
+
+func byPriority(a, b *item) int {
+	return cmp.Or(cmp.Compare(priority(b.pod), priority(a.pod)), a.added.Compare(b.added))
+}
+
+func priority(p *Pod) int32 {
+	if p.Spec.Priority == nil {
+		return 0
+	}
+	return *p.Spec.Priority
+}
+
+// Set adds a pending pod, or takes its new version; one whose spec changed is tried again.
+func (q *queue) Set(p *Pod) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	it := q.items[p.UID]
+	if it == nil {
+		it = &item{pod: p, added: q.now()}
+		q.items[p.UID] = it
+		q.move(it, &q.ready)
+		return
+	}
+	changed := it.pod.Generation != p.Generation
+	it.pod = p
+	switch {
+	case it.heap == &q.ready:
+		heap.Fix(it.heap, it.index)
+	case changed:
+		q.hasten(it)
+	}
+}
+
+// Remove forgets a pod: it has a node, or is gone.
+func (q *queue) Remove(uid types.UID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if it := q.items[uid]; it != nil {
+		q.move(it, nil)
+		delete(q.items, uid)
+	}
+}
+
+// Failed says that the pod that Next returned found no node. wait is whether it should rest
+// until the cluster changes, or only for its back-off.
+func (q *queue) Failed(uid types.UID, wait bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	it := q.items[uid]
+	if it == nil || it.heap != nil {
+		return
+	}
+	it.backoff = q.now().Add(min(firstBackoff<<min(it.attempts-1, 10), lastBackoff))
+	it.due = it.backoff
+	if wait && !it.missed {
+		it.due = q.now().Add(retryAfter)
+	}
+	q.move(it, &q.resting)
+}
+
+// Changed says that the cluster changed in a way that may help pods that wait. They are tried
+// when their back-off has passed.
+func (q *queue) Changed() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, it := range q.items {
+		q.hasten(it)
+	}
+}
+
+func (q *queue) hasten(it *item) {
+	switch it.heap {
+	case &q.resting:
+		it.due = it.backoff
+		heap.Fix(it.heap, it.index)
+		q.signal()
+	case nil:
+		it.missed = true
+	}
+}
+
+// move puts it into to, out of where it is.
+func (q *queue) move(it *item, to *itemHeap) {
+	if it.heap != nil {
+		heap.Remove(it.heap, it.index)
+		it.heap = nil
+	}
+	if to != nil {
+		it.heap = to
+		heap.Push(to, it)
+		q.signal()
+	}
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Next waits for a pod that is ready to be tried, and takes it until Failed or Remove.
+func (q *queue) Next(ctx context.Context) (*Pod, error) {
+	for {
+		p, wait := q.take()
+		if p != nil {
+			return p, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-q.wake:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// take returns the first pod that is ready, or how long to wait for one.
+func (q *queue) take() (*Pod, time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	for q.resting.Len() > 0 && !q.resting.items[0].due.After(now) {
+		q.move(q.resting.items[0], &q.ready)
+	}
+	if q.ready.Len() == 0 {
+		if q.resting.Len() == 0 {
+			return nil, retryAfter
+		}
+		return nil, q.resting.items[0].due.Sub(now)
+	}
+	it := q.ready.items[0]
+	q.move(it, nil)
+	it.attempts++
+	it.missed = false
+	return it.pod, 0
+}
+
+// Len is how many pods are ready, and how many rest.
+func (q *queue) Len() (ready, resting int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.ready.Len(), q.resting.Len()
+}
+
+// itemHeap is a heap.Interface that keeps each item's index.
+type itemHeap struct {
+	items []*item
+	less  func(a, b *item) bool
+}
+
+func (h *itemHeap) Len() int           { return len(h.items) }
+func (h *itemHeap) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
+func (h *itemHeap) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].index, h.items[j].index = i, j
+}
+func (h *itemHeap) Push(x any) {
+	it := x.(*item)
+	it.index = len(h.items)
+	h.items = append(h.items, it)
+}
+func (h *itemHeap) Pop() any {
+	last := len(h.items) - 1
+	it := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	return it
+}
