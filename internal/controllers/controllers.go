@@ -1,0 +1,83 @@
+// Package controllers watches over running work and mends it: one package a controller, and
+// [All] lists them. A controller is a reconcile.Reconciler of sigs.k8s.io/controller-runtime
+// and the kinds whose changes wake it; a [Runner] feeds it from the shared image, one queue a
+// controller. They run on the server that leads, and every write of theirs is fenced.
+//
+// Decisions are pure functions over values; effects are at the edge. Package kit holds what the
+// controllers' packages share.
+package controllers
+
+import (
+	"net/netip"
+	"time"
+
+	"barque.dev/internal/controllers/cronjob"
+	"barque.dev/internal/controllers/csr"
+	"barque.dev/internal/controllers/daemonset"
+	"barque.dev/internal/controllers/deployment"
+	"barque.dev/internal/controllers/endpoints"
+	"barque.dev/internal/controllers/endpointslice"
+	"barque.dev/internal/controllers/gc"
+	"barque.dev/internal/controllers/job"
+	"barque.dev/internal/controllers/kit"
+	"barque.dev/internal/controllers/kubernetes"
+	"barque.dev/internal/controllers/namespace"
+	"barque.dev/internal/controllers/nodeipam"
+	"barque.dev/internal/controllers/nodelifecycle"
+	"barque.dev/internal/controllers/podgc"
+	"barque.dev/internal/controllers/replicaset"
+	"barque.dev/internal/controllers/rootca"
+	"barque.dev/internal/controllers/serviceaccount"
+	"barque.dev/internal/controllers/statefulset"
+	"barque.dev/internal/controllers/tainteviction"
+)
+
+// The types that controllers are made of, from package kit.
+type (
+	// Controller is a reconciler and what wakes it.
+	Controller = kit.Controller
+	// Watch turns the changes of one kind into requests.
+	Watch = kit.Watch
+	// Deps is what controllers are made with.
+	Deps = kit.Deps
+)
+
+// Cluster is what some controllers must know of the cluster besides its objects.
+type Cluster struct {
+	// RootCA is the cluster's authority, in PEM.
+	RootCA []byte
+	// PodCIDR is the range that nodes' ranges are cut from.
+	PodCIDR netip.Prefix
+	// Sign issues the certificates that approved requests ask for.
+	Sign csr.Signer
+	// Witness knows which nodes live, and FenceAfter is when a cut-off agent stops what must
+	// not run twice.
+	Witness    nodelifecycle.Witness
+	FenceAfter time.Duration
+}
+
+// All lists the cluster's controllers. One more controller is one more line.
+func All(deps Deps, c Cluster) []Controller {
+	return []Controller{
+		deployment.New(deps),
+		replicaset.New(deps),
+		replicaset.NewReplicationController(deps),
+		statefulset.New(deps),
+		daemonset.New(deps),
+		job.New(deps),
+		job.NewTTL(deps),
+		cronjob.New(deps),
+		endpointslice.New(deps),
+		endpoints.New(deps),
+		kubernetes.New(deps),
+		namespace.New(deps),
+		gc.New(deps),
+		serviceaccount.New(deps),
+		rootca.New(deps, c.RootCA),
+		nodeipam.New(deps, c.PodCIDR),
+		nodelifecycle.New(deps, c.Witness, c.FenceAfter),
+		tainteviction.New(deps),
+		podgc.New(deps),
+		csr.New(deps, c.Sign),
+	}
+}

@@ -1,0 +1,421 @@
+// Package controllertest is a small cluster in memory for tests of controllers: a client that
+// keeps objects as the API server does in what matters to controllers (UIDs, generations,
+// resource versions, status and finalizers), followers that see every change, and a kubelet
+// that obeys the test.
+package controllertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/record"
+	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	barqueclient "barque.dev/internal/client"
+	"barque.dev/internal/controllers/kit"
+)
+
+// TB is what is needed of a test; *testing.T and *rapid.T have it.
+type TB interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// World is the cluster. It is safe for concurrent use.
+type World struct {
+	client.Client
+	t     TB
+	Clock *clocktesting.FakeClock
+
+	// Fail, if not nil, is asked before every write, and its error is returned in place of it.
+	// After is asked once the write has happened: its error makes the write's outcome look
+	// unknown to whoever wrote.
+	Fail, After func(verb string, obj client.Object) error
+
+	mu        sync.Mutex
+	uids      int
+	writes    int
+	followers []*follower
+	events    []string
+}
+
+type follower struct {
+	kind   reflect.Type
+	handle func(barqueclient.Event)
+}
+
+// New makes a world with some objects, at noon of the first day of 2030.
+func New(t TB, objs ...client.Object) *World {
+	w := &World{t: t, Clock: clocktesting.NewFakeClock(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC))}
+	w.Client = interceptor.NewClient(fake.NewClientBuilder().WithScheme(scheme.Scheme).Build(), interceptor.Funcs{
+		Create: w.create, Update: w.update, Delete: w.delete, Patch: w.patch,
+		SubResourceUpdate: func(ctx context.Context, c client.Client, _ string, obj client.Object, _ ...client.SubResourceUpdateOption) error {
+			return w.change("status", obj, func() error { return w.writeStatus(ctx, c, obj) })
+		},
+	})
+	for _, obj := range objs {
+		w.MustCreate(obj)
+	}
+	return w
+}
+
+// Deps is what controllers are made with.
+func (w *World) Deps() kit.Deps {
+	return kit.Deps{
+		Client:   w,
+		Recorder: func(string) record.EventRecorder { return recorder{w} },
+		Clock:    w.Clock,
+		Log:      slog.New(slog.DiscardHandler),
+	}
+}
+
+func (w *World) fail(verb string, obj client.Object) error {
+	if w.Fail == nil {
+		return nil
+	}
+	return w.Fail(verb, obj)
+}
+
+func (w *World) after(verb string, obj client.Object) error {
+	if w.After == nil {
+		return nil
+	}
+	return w.After(verb, obj)
+}
+
+func (w *World) create(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+	if err := w.fail("create", obj); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.uids++
+	uid := types.UID(fmt.Sprintf("uid-%04d", w.uids))
+	w.mu.Unlock()
+	if obj.GetUID() == "" {
+		obj.SetUID(uid)
+	}
+	if obj.GetName() == "" && obj.GetGenerateName() != "" {
+		obj.SetName(obj.GetGenerateName() + string(uid)[4:])
+	}
+	if ts := obj.GetCreationTimestamp(); ts.IsZero() {
+		obj.SetCreationTimestamp(metav1.Time{Time: w.Clock.Now()})
+	}
+	obj.SetGeneration(1)
+	if pod, ok := obj.(*corev1.Pod); ok && pod.Status.Phase == "" {
+		pod.Status.Phase = corev1.PodPending
+	}
+	if err := c.Create(ctx, obj, opts...); err != nil {
+		return err
+	}
+	w.tell(nil, obj)
+	return w.after("create", obj)
+}
+
+func (w *World) update(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
+	return w.change("update", obj, func() error { return c.Update(ctx, obj, opts...) })
+}
+
+func (w *World) patch(ctx context.Context, c client.WithWatch, obj client.Object, p client.Patch, opts ...client.PatchOption) error {
+	return w.change("patch", obj, func() error { return c.Patch(ctx, obj, p, opts...) })
+}
+
+// change writes, counting generations, and tells the followers.
+func (w *World) change(verb string, obj client.Object, write func() error) error {
+	if err := w.fail(verb, obj); err != nil {
+		return err
+	}
+	old := w.current(obj)
+	if old != nil && (verb == "update" || verb == "status") {
+		obj.SetGeneration(old.GetGeneration())
+		if verb == "update" && !equality.Semantic.DeepEqual(spec(old), spec(obj)) {
+			obj.SetGeneration(old.GetGeneration() + 1)
+		}
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	if old != nil {
+		w.tell(old, w.current(obj))
+	}
+	return w.after(verb, obj)
+}
+
+func spec(obj client.Object) any {
+	if f := field(obj, "Spec"); f.IsValid() {
+		return f.Interface()
+	}
+	return nil
+}
+
+func field(obj client.Object, name string) reflect.Value {
+	return reflect.ValueOf(obj).Elem().FieldByName(name)
+}
+
+// writeStatus writes the annotations too, as the API server does.
+func (w *World) writeStatus(ctx context.Context, c client.Client, obj client.Object) error {
+	if old := w.current(obj); old != nil && !maps.Equal(old.GetAnnotations(), obj.GetAnnotations()) {
+		old.SetAnnotations(obj.GetAnnotations())
+		old.SetResourceVersion(obj.GetResourceVersion())
+		if err := c.Update(ctx, old); err != nil {
+			return err
+		}
+		obj.SetResourceVersion(old.GetResourceVersion())
+	}
+	return c.Status().Update(ctx, obj)
+}
+
+// current reads obj anew; nil if there is none.
+func (w *World) current(obj client.Object) client.Object {
+	now := reflect.New(reflect.TypeOf(obj).Elem()).Interface().(client.Object)
+	if err := w.Get(context.Background(), client.ObjectKeyFromObject(obj), now); err != nil {
+		return nil
+	}
+	return now
+}
+
+func (w *World) delete(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
+	if err := w.fail("delete", obj); err != nil {
+		return err
+	}
+	old := w.current(obj)
+	if old == nil {
+		return c.Delete(ctx, obj, opts...)
+	}
+	var o client.DeleteOptions
+	o.ApplyOptions(opts)
+	if o.Preconditions != nil && o.Preconditions.UID != nil && *o.Preconditions.UID != old.GetUID() {
+		return apierrors.NewConflict(schema.GroupResource{}, obj.GetName(), errors.New("the UID in the precondition is another"))
+	}
+	if err := c.Delete(ctx, obj, opts...); err != nil {
+		return err
+	}
+	w.tell(old, w.current(obj))
+	return w.after("delete", obj)
+}
+
+func (w *World) tell(old, obj client.Object) {
+	if old == nil && obj == nil {
+		return
+	}
+	kind := reflect.TypeOf(obj)
+	e := barqueclient.Event{Old: old}
+	if obj != nil {
+		e.New = obj.DeepCopyObject().(client.Object)
+	} else {
+		kind = reflect.TypeOf(old)
+	}
+	w.mu.Lock()
+	w.writes++
+	followers := slices.Clone(w.followers)
+	w.mu.Unlock()
+	for _, f := range followers {
+		if f.kind == kind {
+			f.handle(e)
+		}
+	}
+}
+
+// list reads all objects of kind.
+func (w *World) list(ctx context.Context, kind client.Object) ([]client.Object, error) {
+	gvk, err := w.GroupVersionKindFor(kind)
+	if err != nil {
+		return nil, err
+	}
+	gvk.Kind += "List"
+	list, err := scheme.Scheme.New(gvk)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.List(ctx, list.(client.ObjectList)); err != nil {
+		return nil, err
+	}
+	items := reflect.ValueOf(list).Elem().FieldByName("Items")
+	objs := make([]client.Object, items.Len())
+	for i := range objs {
+		objs[i] = items.Index(i).Addr().Interface().(client.Object)
+	}
+	return objs, nil
+}
+
+// Settle lets the controllers reconcile every object of the first kind that they watch, until
+// none of them writes any more. A controller that never stops writing ends the test.
+func (w *World) Settle(controllers ...kit.Controller) {
+	w.t.Helper()
+	for range 50 {
+		before := w.count()
+		for _, c := range controllers {
+			objs, err := w.list(context.Background(), c.Watches[0].Kind)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, obj := range objs {
+				w.Reconcile(c, obj)
+			}
+		}
+		if w.count() == before {
+			return
+		}
+	}
+	w.t.Fatal("the controllers keep writing")
+}
+
+func (w *World) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.writes
+}
+
+// Follow implements client.Watcher. An object that is created while the existing ones are handed
+// over may come twice.
+func (w *World) Follow(ctx context.Context, kind client.Object, synced func(), handle func(barqueclient.Event)) error {
+	f := &follower{kind: reflect.TypeOf(kind), handle: handle}
+	w.mu.Lock()
+	w.followers = append(w.followers, f)
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.followers = slices.DeleteFunc(w.followers, func(other *follower) bool { return other == f })
+	}()
+	objs, err := w.list(ctx, kind)
+	if err != nil {
+		return err
+	}
+	for _, obj := range objs {
+		handle(barqueclient.Event{New: obj})
+	}
+	if synced != nil {
+		synced()
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// MustCreate creates obj or ends the test.
+func (w *World) MustCreate(obj client.Object) {
+	w.t.Helper()
+	if err := w.Create(context.Background(), obj); err != nil {
+		w.t.Fatalf("create %T %s: %v", obj, obj.GetName(), err)
+	}
+}
+
+// Change reads obj anew, lets f change it and writes it, all of it.
+func Change[T client.Object](w *World, obj T, f func(T)) {
+	w.t.Helper()
+	ctx := context.Background()
+	if err := w.Get(ctx, client.ObjectKeyFromObject(obj), obj); err != nil {
+		w.t.Fatalf("get %T %s: %v", obj, obj.GetName(), err)
+	}
+	f(obj)
+	want := obj.DeepCopyObject().(client.Object)
+	if err := w.Update(ctx, obj); err != nil {
+		w.t.Fatalf("update %T %s: %v", obj, obj.GetName(), err)
+	}
+	if !field(obj, "Status").IsValid() || w.current(obj) == nil {
+		return
+	}
+	want.SetResourceVersion(obj.GetResourceVersion())
+	if err := w.Status().Update(ctx, want); err != nil {
+		w.t.Fatalf("update status of %T %s: %v", obj, obj.GetName(), err)
+	}
+	Reload(w, obj)
+}
+
+// Reload reads obj anew.
+func Reload[T client.Object](w *World, obj T) T {
+	w.t.Helper()
+	if err := w.Get(context.Background(), client.ObjectKeyFromObject(obj), obj); err != nil {
+		w.t.Fatalf("get %T %s: %v", obj, obj.GetName(), err)
+	}
+	return obj
+}
+
+// Reconcile calls the controller for obj and ends the test if that fails.
+func (w *World) Reconcile(c kit.Controller, obj client.Object) reconcile.Result {
+	w.t.Helper()
+	result, err := c.Reconcile(context.Background(), kit.RequestFor(obj))
+	if err != nil {
+		w.t.Fatalf("reconcile %s: %v", obj.GetName(), err)
+	}
+	return result
+}
+
+// Pods lists all pods by name.
+func (w *World) Pods() []corev1.Pod {
+	w.t.Helper()
+	var list corev1.PodList
+	if err := w.List(context.Background(), &list); err != nil {
+		w.t.Fatal(err)
+	}
+	return list.Items
+}
+
+// Run makes a pod run, and be ready or not, since now.
+func (w *World) Run(pod *corev1.Pod, ready bool) {
+	w.t.Helper()
+	Change(w, pod, func(p *corev1.Pod) {
+		status := corev1.ConditionFalse
+		if ready {
+			status = corev1.ConditionTrue
+		}
+		p.Spec.NodeName = "node"
+		p.Status.Phase = corev1.PodRunning
+		p.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Time{Time: w.Clock.Now()},
+		}}
+	})
+}
+
+// End makes a pod succeed or fail.
+func (w *World) End(pod *corev1.Pod, phase corev1.PodPhase) {
+	w.t.Helper()
+	Change(w, pod, func(p *corev1.Pod) {
+		p.Status.Phase = phase
+		p.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodReady, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Time{Time: w.Clock.Now()},
+		}}
+	})
+}
+
+// Events returns what was recorded: "Normal SuccessfulCreate Created pod: web-1".
+func (w *World) Events() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]string(nil), w.events...)
+}
+
+type recorder struct{ w *World }
+
+func (r recorder) Event(_ runtime.Object, kind, reason, message string) {
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	r.w.events = append(r.w.events, kind+" "+reason+" "+message)
+}
+
+func (r recorder) Eventf(obj runtime.Object, kind, reason, format string, args ...any) {
+	r.Event(obj, kind, reason, fmt.Sprintf(format, args...))
+}
+
+func (r recorder) AnnotatedEventf(obj runtime.Object, _ map[string]string, kind, reason, format string, args ...any) {
+	r.Eventf(obj, kind, reason, format, args...)
+}

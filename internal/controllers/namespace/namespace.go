@@ -1,0 +1,146 @@
+// Package namespace empties a namespace that is being deleted, and then lets it go.
+//
+// Pods go first, so that none runs longer than what protects it (KEP-5080); everything else
+// follows, kind by kind. What remains, because of a grace period or a finalizer, is told in the
+// namespace's conditions, as stock does.
+package namespace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"barque.dev/internal/api"
+	"barque.dev/internal/controllers/kit"
+)
+
+// again is how soon a namespace that is not empty yet is looked at again.
+const again = 500 * time.Millisecond
+
+type controller struct {
+	client client.Client
+	deps   kit.Deps
+}
+
+// New makes the controller.
+func New(deps kit.Deps) kit.Controller {
+	c := &controller{client: deps.Client, deps: deps}
+	return kit.Controller{
+		Name:      "namespace",
+		Watches:   []kit.Watch{{Kind: &corev1.Namespace{}, Requests: kit.Self}},
+		Reconcile: c.reconcile,
+		Workers:   10,
+	}
+}
+
+func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var ns corev1.Namespace
+	if err := c.client.Get(ctx, req.NamespacedName, &ns); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if ns.DeletionTimestamp == nil || !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
+		return reconcile.Result{}, nil
+	}
+	left, err := c.empty(ctx, ns.Name)
+	if statusErr := c.report(ctx, &ns, left, err); client.IgnoreNotFound(statusErr) != nil {
+		err = errors.Join(err, statusErr)
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if len(left.kinds) > 0 {
+		return reconcile.Result{RequeueAfter: again}, nil
+	}
+	return reconcile.Result{}, c.finalize(ctx, req)
+}
+
+// empty asks for the deletion of everything in the namespace and tells what is left.
+func (c *controller) empty(ctx context.Context, namespace string) (remaining, error) {
+	left := remaining{finalizers: map[string]int{}, kinds: map[string]int{}}
+	var errs []error
+	seen := map[string]bool{}
+	for _, r := range ordered(api.Resources()) {
+		if !r.Namespaced || r.Virtual() || seen[r.Prefix] || !slices.Contains(r.Verbs, "deletecollection") {
+			continue
+		}
+		seen[r.Prefix] = true
+		objs, err := c.remove(ctx, r, namespace)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("delete %s in namespace %s: %w", r.Resource, namespace, err))
+			continue
+		}
+		left.count(r, objs)
+		if r.Resource == "pods" && r.Group == "" {
+			if len(objs) > 0 {
+				break // whatever pods stand on outlives them
+			}
+		}
+	}
+	return left, errors.Join(errs...)
+}
+
+// ordered puts pods first.
+func ordered(all []*api.Resource) []*api.Resource {
+	all = slices.Clone(all)
+	rank := func(r *api.Resource) int {
+		if r.Group == "" && r.Resource == "pods" {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(all, func(a, b *api.Resource) int { return rank(a) - rank(b) })
+	return all
+}
+
+// remove deletes the objects of one kind and returns those that are still there.
+func (c *controller) remove(ctx context.Context, r *api.Resource, namespace string) ([]runtime.Object, error) {
+	objs, err := c.list(ctx, r, namespace)
+	if err != nil || len(objs) == 0 {
+		return nil, err
+	}
+	sample, err := r.Codec().New(r.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.client.DeleteAllOf(ctx, sample.(client.Object), client.InNamespace(namespace)); client.IgnoreNotFound(err) != nil {
+		return nil, err
+	}
+	return c.list(ctx, r, namespace)
+}
+
+func (c *controller) list(ctx context.Context, r *api.Resource, namespace string) ([]runtime.Object, error) {
+	list, err := r.Codec().NewList(r.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.client.List(ctx, list.(client.ObjectList), client.InNamespace(namespace)); err != nil {
+		return nil, err
+	}
+	return meta.ExtractList(list)
+}
+
+// finalize takes the namespace's finalizer off, upon which it is gone.
+func (c *controller) finalize(ctx context.Context, req reconcile.Request) error {
+	var ns corev1.Namespace
+	if err := c.client.Get(ctx, req.NamespacedName, &ns); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	changed := ns.DeepCopy()
+	changed.Spec.Finalizers = slices.DeleteFunc(changed.Spec.Finalizers, func(f corev1.FinalizerName) bool {
+		return f == corev1.FinalizerKubernetes
+	})
+	err := c.client.SubResource("finalize").Update(ctx, changed)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("finalize namespace %s: %w", ns.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+// Package nodelifecycle watches over nodes: it notices which are silent, says so in their
+// conditions and taints, and declares lost those whose machine is gone.
+//
+// Two speeds. The stock one: a node that renews neither its lease nor its status for 40 s is
+// Unknown, is tainted unreachable, and its pods leave after the tolerations that they carry
+// (300 s by default). The fast one (ADR 0001): every agent also holds a connection to every
+// server. When it is silent, the servers are asked; when none of them reaches the machine, and
+// a cut-off agent has had the time to stop what must not run twice, the node is lost: it gets
+// the out-of-service taint, whose stock meaning is that its pods may be replaced at once, those
+// of StatefulSets too (KEP-2268).
+package nodelifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	barqueclient "barque.dev/internal/client"
+	"barque.dev/internal/cluster/liveness"
+	"barque.dev/internal/controllers/kit"
+	"barque.dev/internal/controllers/pods"
+)
+
+// Witness knows of nodes what the API does not; *liveness.Tracker is one.
+type Witness interface {
+	// LastHeard is when this server last heard the node; zero for never.
+	LastHeard(node string) time.Time
+	// Ask collects what every server knows.
+	Ask(ctx context.Context, node string, addr netip.AddrPort) liveness.Opinion
+	// Notify sets what is called when a node's connection ends or begins.
+	Notify(func(node string))
+}
+
+type controller struct {
+	deps       kit.Deps
+	witness    Witness
+	fenceAfter time.Duration
+	recorder   record.EventRecorder
+
+	mu    sync.Mutex
+	signs map[string]sign
+	began time.Time // of this term: nobody is silent for longer than we listen
+}
+
+// sign is a node's last sign of life in the API, and when this server saw it: clocks of
+// different machines are never compared.
+type sign struct {
+	value string
+	at    time.Time
+}
+
+// New makes the controller; fenceAfter is when a cut-off agent stops what must not run twice.
+func New(deps kit.Deps, witness Witness, fenceAfter time.Duration) kit.Controller {
+	c := &controller{
+		deps: deps, witness: witness, fenceAfter: fenceAfter, recorder: deps.Recorder("node-controller"),
+		signs: map[string]sign{},
+	}
+	return kit.Controller{
+		Name:    "node-lifecycle",
+		Account: "node-controller",
+		Watches: []kit.Watch{
+			{Kind: &corev1.Node{}, Requests: kit.Self},
+			{Kind: &coordinationv1.Lease{}, Requests: c.leaseChanged},
+		},
+		Source: func(ctx context.Context, enqueue func(reconcile.Request)) error {
+			c.begin()
+			witness.Notify(func(node string) {
+				enqueue(reconcile.Request{NamespacedName: types.NamespacedName{Name: node}})
+			})
+			<-ctx.Done()
+			witness.Notify(nil)
+			return nil
+		},
+		Reconcile: c.reconcile,
+		Workers:   8,
+	}
+}
+
+// leaseChanged notes a renewal. A node that had been silent is looked at; the renewals of
+// healthy ones need no work.
+func (c *controller) leaseChanged(e barqueclient.Event) []reconcile.Request {
+	lease, ok := e.New.(*coordinationv1.Lease)
+	if !ok || lease.Namespace != corev1.NamespaceNodeLease || lease.Spec.RenewTime == nil {
+		return nil
+	}
+	before := c.note(lease.Name, "lease "+lease.Spec.RenewTime.String())
+	if before < grace/2 {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: lease.Name}}}
+}
+
+// note records a sign of life and returns how long the node had been silent.
+func (c *controller) note(node, value string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.deps.Clock.Now()
+	old, known := c.signs[node]
+	if known && old.value == value {
+		return now.Sub(old.at)
+	}
+	c.signs[node] = sign{value, now}
+	if !known {
+		return 0
+	}
+	return now.Sub(old.at)
+}
+
+func (c *controller) silence(node string, now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := c.began
+	if s, ok := c.signs[node]; ok {
+		last = s.at
+	}
+	if heard := c.witness.LastHeard(node); heard.After(last) {
+		last = heard
+	}
+	return now.Sub(last)
+}
+
+func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var node corev1.Node
+	if err := c.deps.Client.Get(ctx, req.NamespacedName, &node); err != nil {
+		if client.IgnoreNotFound(err) == nil {
+			c.forget(req.Name)
+		}
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	now := c.deps.Clock.Now()
+	e, err := c.collect(ctx, &node, now)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	v := judge(e)
+	if err := c.apply(ctx, &node, v, now); err != nil {
+		return reconcile.Result{}, err
+	}
+	if e.leaseSilence >= suspectAfter && v == alive && !c.witness.LastHeard(node.Name).IsZero() {
+		return reconcile.Result{RequeueAfter: recheck}, nil
+	}
+	if v == alive {
+		return reconcile.Result{RequeueAfter: min(grace-e.leaseSilence, 5*time.Second)}, nil
+	}
+	return reconcile.Result{RequeueAfter: 5 * time.Second}, nil
+}
+
+// begin starts a term: what was noted in an earlier one says nothing about the time between.
+func (c *controller) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.began = c.deps.Clock.Now()
+	for name, s := range c.signs {
+		s.at = c.began
+		c.signs[name] = s
+	}
+}
+
+func (c *controller) forget(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.signs, node)
+}
+
+// collect gathers the evidence; other servers are asked only about a suspect.
+func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Time) (evidence, error) {
+	e := evidence{leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter}
+	if e.leaseSilence < suspectAfter || c.witness.LastHeard(node.Name).IsZero() {
+		return e, nil
+	}
+	var nodes corev1.NodeList
+	if err := c.deps.Client.List(ctx, &nodes); err != nil {
+		return e, err
+	}
+	e.nodes = len(nodes.Items)
+	for i := range nodes.Items {
+		if c.silence(nodes.Items[i].Name, now) >= suspectAfter {
+			e.silentNodes++
+		}
+	}
+	if addr, ok := agentAddress(node); ok {
+		opinion := c.witness.Ask(ctx, node.Name, addr)
+		e.opinion = &opinion
+	}
+	return e, nil
+}
+
+// agentAddress is where the node's agent listens.
+func agentAddress(n *corev1.Node) (netip.AddrPort, bool) {
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			port := n.Status.DaemonEndpoints.KubeletEndpoint.Port
+			return netip.AddrPortFrom(ip, uint16(port)), port != 0
+		}
+	}
+	return netip.AddrPort{}, false
+}
+
+// apply writes the verdict: conditions, then taints, then the pods' readiness.
+func (c *controller) apply(ctx context.Context, node *corev1.Node, v verdict, now time.Time) error {
+	current := node
+	if v != alive {
+		changed := node.DeepCopy()
+		if unknownConditions(&changed.Status, metav1.NewTime(now)) {
+			if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(node)); err != nil {
+				return fmt.Errorf("mark node %s as unknown: %w", node.Name, client.IgnoreNotFound(err))
+			}
+			c.deps.Log.Warn("node is silent", "node", node.Name, "lost", v == lost)
+			c.recorder.Event(node, corev1.EventTypeNormal, "NodeNotReady", "Node "+node.Name+" status is now: NodeNotReady")
+			current = changed
+		}
+	}
+	if err := c.applyTaints(ctx, current, v, metav1.NewTime(now)); err != nil {
+		return err
+	}
+	if isReady(current) || readiness(current) == "" {
+		return nil
+	}
+	return c.markPods(ctx, node.Name, metav1.NewTime(now))
+}
+
+func (c *controller) applyTaints(ctx context.Context, node *corev1.Node, v verdict, now metav1.Time) error {
+	changed := node.DeepCopy()
+	changed.Spec.Taints = desiredTaints(node, v, now)
+	switch {
+	case v == lost && node.Annotations[LostAnnotation] == "":
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, LostAnnotation, now.UTC().Format(time.RFC3339))
+		c.deps.Log.Warn("node is lost; its pods are replaced", "node", node.Name)
+		c.recorder.Event(node, corev1.EventTypeWarning, "NodeLost", "No server reaches node "+node.Name+": its pods are replaced")
+	case v == alive && isReady(node) && node.Annotations[LostAnnotation] != "":
+		delete(changed.Annotations, LostAnnotation)
+		c.deps.Log.Info("node is back", "node", node.Name)
+	}
+	if equality.Semantic.DeepEqual(changed.Spec.Taints, node.Spec.Taints) && equality.Semantic.DeepEqual(changed.Annotations, node.Annotations) {
+		return nil
+	}
+	// The whole list of taints is replaced, so it must be the one that was read.
+	patch := client.MergeFromWithOptions(node, client.MergeFromWithOptimisticLock{})
+	if err := c.deps.Client.Patch(ctx, changed, patch); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("taint node %s: %w", node.Name, err)
+	}
+	return nil
+}
+
+// markPods says of a silent node's pods that they are not ready, so that services leave them
+// out.
+func (c *controller) markPods(ctx context.Context, node string, now metav1.Time) error {
+	var list corev1.PodList
+	if err := c.deps.Client.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
+		return err
+	}
+	var errs []error
+	for i := range list.Items {
+		p := &list.Items[i]
+		if !pods.Ready(p) || pods.Terminal(p) {
+			continue
+		}
+		changed := p.DeepCopy()
+		j := slices.IndexFunc(changed.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
+		cond := &changed.Status.Conditions[j]
+		cond.Status, cond.Reason, cond.LastTransitionTime = corev1.ConditionFalse, "NodeNotReady", now
+		if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(p)); client.IgnoreNotFound(err) != nil {
+			errs = append(errs, fmt.Errorf("mark pod %s/%s as not ready: %w", p.Namespace, p.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
