@@ -1,0 +1,191 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"os"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+	kubelettypes "k8s.io/kubelet/pkg/types"
+)
+
+// usage returns the newest numbers of all containers, by pod.
+func (s *Server) usage(ctx context.Context) ([]stats.PodStats, error) {
+	reply, err := s.Runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("container statistics: %w", err)
+	}
+	byPod := map[string][]stats.ContainerStats{}
+	for _, c := range reply.GetStats() {
+		labels := c.GetAttributes().GetLabels()
+		uid := labels[kubelettypes.KubernetesPodUIDLabel]
+		byPod[uid] = append(byPod[uid], containerStats(c, labels[kubelettypes.KubernetesContainerNameLabel]))
+	}
+	var out []stats.PodStats
+	for _, p := range s.Pods() {
+		containers := byPod[string(p.UID)]
+		if len(containers) == 0 {
+			continue
+		}
+		pod := stats.PodStats{PodRef: stats.PodReference{Name: p.Name, Namespace: p.Namespace, UID: string(p.UID)}, Containers: containers}
+		if p.Status.StartTime != nil {
+			pod.StartTime = *p.Status.StartTime
+		}
+		sum(&pod)
+		out = append(out, pod)
+	}
+	return out, nil
+}
+
+func containerStats(c *runtimeapi.ContainerStats, name string) stats.ContainerStats {
+	value := func(v *runtimeapi.UInt64Value) *uint64 {
+		if v == nil {
+			return nil
+		}
+		n := v.GetValue()
+		return &n
+	}
+	out := stats.ContainerStats{Name: name}
+	if cpu := c.GetCpu(); cpu != nil {
+		out.CPU = &stats.CPUStats{Time: metav1.NewTime(time.Unix(0, cpu.GetTimestamp())), UsageNanoCores: value(cpu.GetUsageNanoCores()), UsageCoreNanoSeconds: value(cpu.GetUsageCoreNanoSeconds())}
+	}
+	if m := c.GetMemory(); m != nil {
+		out.Memory = &stats.MemoryStats{
+			Time: metav1.NewTime(time.Unix(0, m.GetTimestamp())), WorkingSetBytes: value(m.GetWorkingSetBytes()), AvailableBytes: value(m.GetAvailableBytes()),
+			UsageBytes: value(m.GetUsageBytes()), RSSBytes: value(m.GetRssBytes()), PageFaults: value(m.GetPageFaults()), MajorPageFaults: value(m.GetMajorPageFaults()),
+		}
+	}
+	if l := c.GetWritableLayer(); l != nil {
+		out.Rootfs = &stats.FsStats{Time: metav1.NewTime(time.Unix(0, l.GetTimestamp())), UsedBytes: value(l.GetUsedBytes()), InodesUsed: value(l.GetInodesUsed())}
+	}
+	return out
+}
+
+// sum adds the containers' numbers up for their pod.
+func sum(p *stats.PodStats) {
+	var cpu, nano, memory uint64
+	var at metav1.Time
+	for _, c := range p.Containers {
+		if c.CPU != nil {
+			at = c.CPU.Time
+			if c.CPU.UsageCoreNanoSeconds != nil {
+				cpu += *c.CPU.UsageCoreNanoSeconds
+			}
+			if c.CPU.UsageNanoCores != nil {
+				nano += *c.CPU.UsageNanoCores
+			}
+		}
+		if c.Memory != nil && c.Memory.WorkingSetBytes != nil {
+			memory += *c.Memory.WorkingSetBytes
+		}
+	}
+	p.CPU = &stats.CPUStats{Time: at, UsageCoreNanoSeconds: &cpu, UsageNanoCores: &nano}
+	p.Memory = &stats.MemoryStats{Time: at, WorkingSetBytes: &memory}
+}
+
+// node returns the machine's own numbers.
+func (s *Server) node() stats.NodeStats {
+	f := s.Facts()
+	now := metav1.Now()
+	busy := cpuTime("/proc/stat")
+	working, available := uint64(f.Memory-f.Available), uint64(f.Available)
+	free, size, used := uint64(f.DiskFree), uint64(f.Disk), uint64(f.Disk-f.DiskFree)
+	inodes, inodesFree, inodesUsed := uint64(f.Inodes), uint64(f.InodesFree), uint64(f.Inodes-f.InodesFree)
+	maxPIDs, processes := f.PIDs, f.Processes
+	return stats.NodeStats{
+		NodeName: s.NodeName,
+		CPU:      &stats.CPUStats{Time: now, UsageCoreNanoSeconds: &busy},
+		Memory:   &stats.MemoryStats{Time: now, WorkingSetBytes: &working, AvailableBytes: &available, UsageBytes: &working},
+		Fs:       &stats.FsStats{Time: now, AvailableBytes: &free, CapacityBytes: &size, UsedBytes: &used, Inodes: &inodes, InodesFree: &inodesFree, InodesUsed: &inodesUsed},
+		Rlimit:   &stats.RlimitStats{Time: now, MaxPID: &maxPIDs, NumOfRunningProcesses: &processes},
+	}
+}
+
+// cpuTime returns the time, in nanoseconds, that the machine's processors were not idle.
+func cpuTime(path string) uint64 {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	var ticks uint64
+	for i, field := range strings.Fields(line) {
+		// cpu user nice system idle iowait irq softirq steal; guest time is in user's.
+		if i == 0 || i == 4 || i == 5 || i > 8 {
+			continue
+		}
+		n, err := strconv.ParseUint(field, 10, 64)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	const perSecond = 100 // USER_HZ, fixed by the kernel's ABI
+	return ticks * uint64(time.Second/perSecond)
+}
+
+func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
+	pods, err := s.usage(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	writeJSON(w, stats.Summary{Node: s.node(), Pods: pods})
+}
+
+// resourceMetrics serves what metrics-server collects.
+func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
+	pods, err := s.usage(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	var b strings.Builder
+	family := func(name, help, kind string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
+	line := func(name, labels string, value float64, at metav1.Time) {
+		fmt.Fprintf(&b, "%s{%s} %s %d\n", name, labels, strconv.FormatFloat(value, 'g', -1, 64), at.UnixMilli())
+	}
+	seconds := func(n *uint64) float64 { return float64(*n) / float64(time.Second) }
+	node := s.node()
+	family("node_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the node in core-seconds", "counter")
+	fmt.Fprintf(&b, "node_cpu_usage_seconds_total %g %d\n", seconds(node.CPU.UsageCoreNanoSeconds), node.CPU.Time.UnixMilli())
+	family("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes", "gauge")
+	fmt.Fprintf(&b, "node_memory_working_set_bytes %d %d\n", *node.Memory.WorkingSetBytes, node.Memory.Time.UnixMilli())
+	family("container_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the container in core-seconds", "counter")
+	each(pods, func(labels string, c stats.ContainerStats) {
+		if c.CPU != nil && c.CPU.UsageCoreNanoSeconds != nil {
+			line("container_cpu_usage_seconds_total", labels, seconds(c.CPU.UsageCoreNanoSeconds), c.CPU.Time)
+		}
+	})
+	family("container_memory_working_set_bytes", "[STABLE] Current working set of the container in bytes", "gauge")
+	each(pods, func(labels string, c stats.ContainerStats) {
+		if c.Memory != nil && c.Memory.WorkingSetBytes != nil {
+			line("container_memory_working_set_bytes", labels, float64(*c.Memory.WorkingSetBytes), c.Memory.Time)
+		}
+	})
+	family("pod_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds", "counter")
+	for _, p := range pods {
+		line("pod_cpu_usage_seconds_total", fmt.Sprintf("namespace=%q,pod=%q", p.PodRef.Namespace, p.PodRef.Name), seconds(p.CPU.UsageCoreNanoSeconds), p.CPU.Time)
+	}
+	family("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes", "gauge")
+	for _, p := range pods {
+		line("pod_memory_working_set_bytes", fmt.Sprintf("namespace=%q,pod=%q", p.PodRef.Namespace, p.PodRef.Name), float64(*p.Memory.WorkingSetBytes), p.Memory.Time)
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write([]byte(b.String())) // a caller that went away needs no answer
+}
+
+func each(pods []stats.PodStats, f func(labels string, c stats.ContainerStats)) {
+	for _, p := range pods {
+		for _, c := range p.Containers {
+			f(fmt.Sprintf("container=%q,namespace=%q,pod=%q", c.Name, p.PodRef.Namespace, p.PodRef.Name), c)
+		}
+	}
+}
