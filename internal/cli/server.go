@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"barque.dev/internal/local"
+	"barque.dev/internal/node"
+)
+
+func newServer(s Streams) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "server --data-dir DIR",
+		Short: "Run a master: found a cluster, or join one with --join and --token",
+		Args:  noArgs,
+	}
+	var cfg node.ServerConfig
+	var level string
+	var disable []string
+	flags := cmd.Flags()
+	commonFlags(flags, &cfg.Common, &level)
+	flags.TextVar(&cfg.AdvertiseAddress, "advertise-address", netip.Addr{}, "this machine's `IP` for the others; by default the one of the default route")
+	flags.TextVar(&cfg.BindAddress, "bind-address", netip.IPv4Unspecified(), "`IP` to listen on")
+	flags.IntVar(&cfg.HTTPSPort, "https-port", node.DefaultHTTPSPort, "`port` of the API")
+	flags.IntVar(&cfg.EtcdPeerPort, "etcd-peer-port", 2380, "`port` of etcd for its peers")
+	flags.IntVar(&cfg.EtcdClientPort, "etcd-client-port", 0, "`port` on the loopback address for etcd's clients, such as etcdctl; 0 for none")
+	flags.StringVar(&cfg.Join, "join", "", "`URL` of any server of the cluster to join")
+	flags.TextVar(&cfg.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
+	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`")
+	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "`URL`s of an etcd of yours, instead of the embedded one")
+	flags.StringVar(&cfg.EtcdCA, "etcd-cafile", "", "CA `FILE` of your etcd")
+	flags.StringVar(&cfg.EtcdCert, "etcd-certfile", "", "client certificate `FILE` for your etcd")
+	flags.StringVar(&cfg.EtcdKey, "etcd-keyfile", "", "client key `FILE` for your etcd")
+	flags.TextVar(&cfg.ClusterCIDR, "cluster-cidr", netip.MustParsePrefix(node.DefaultClusterCIDR), "`range` of the pods' addresses")
+	flags.TextVar(&cfg.ServiceCIDR, "service-cidr", netip.MustParsePrefix(node.DefaultServiceCIDR), "`range` of the services' addresses")
+	flags.TextVar(&cfg.ClusterDNS, "cluster-dns", netip.MustParseAddr(node.DefaultClusterDNS), "`IP` of the cluster's DNS, in --service-cidr")
+	flags.StringVar(&cfg.ClusterDomain, "cluster-domain", node.DefaultClusterDomain, "`suffix` of the cluster's DNS names")
+	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
+	configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		for _, d := range disable {
+			if d != "agent" {
+				return errUsage{fmt.Errorf("--disable %q: only agent can be disabled", d)}
+			}
+			cfg.DisableAgent = true
+		}
+		var err error
+		if cfg.Log, err = newLogger(s.Err, level); err != nil {
+			return err
+		}
+		if err := cfg.Complete(); err != nil {
+			return errUsage{err}
+		}
+		return node.RunServer(cmd.Context(), cfg, func() { cfg.Log.Info("server is ready", "node", cfg.NodeName) })
+	}
+	return cmd
+}
+
+func newAgent(s Streams) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "agent --server URL --token TOKEN --data-dir DIR",
+		Short: "Run a machine that only runs pods",
+		Args:  noArgs,
+	}
+	var cfg node.AgentConfig
+	var level string
+	flags := cmd.Flags()
+	commonFlags(flags, &cfg.Common, &level)
+	flags.StringVar(&cfg.Server, "server", "", "`URL` of any server of the cluster")
+	flags.TextVar(&cfg.NodeIP, "node-ip", netip.Addr{}, "this machine's `IP`; by default the one that reaches the server")
+	configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		if cfg.Log, err = newLogger(s.Err, level); err != nil {
+			return err
+		}
+		if err := cfg.Complete(); err != nil {
+			return errUsage{err}
+		}
+		return node.RunAgent(cmd.Context(), cfg, func() { cfg.Log.Info("agent is ready", "node", cfg.NodeName) })
+	}
+	return cmd
+}
+
+func commonFlags(flags *pflag.FlagSet, c *node.Common, level *string) {
+	flags.StringVar(&c.DataDir, "data-dir", "", "`DIR` that holds this machine's data")
+	flags.StringVar(&c.NodeName, "node-name", "", "this machine's `name`; by default the host name")
+	flags.StringVar(&c.Token, "token", "", "`token` to join with, from `barque token create`")
+	flags.StringVar(&c.RuntimeEndpoint, "container-runtime-endpoint", "", "`SOCKET` of a CRI runtime of yours, instead of the built-in containerd")
+	flags.StringVar(&c.CgroupRoot, "cgroup-root", "/", "control `group` below which the pods' groups are made")
+	flags.DurationVar(&c.FenceAfter, "fence-after", 2500*time.Millisecond,
+		"how long this machine may be without any server before it stops pods that must not run twice")
+	flags.StringVar(level, "log-level", "info", "debug, info, warn or error")
+}
+
+// newMachine is how `barque up` starts its machines: it enters the machine's namespace and
+// becomes `barque server` or `barque agent` there.
+func newMachine(Streams) *cobra.Command {
+	return &cobra.Command{
+		Use:                "machine server|agent …",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := local.EnterMachine(os.Getenv); err != nil {
+				return err
+			}
+			program, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			if len(args) == 0 {
+				return errUsage{errors.New("`barque machine` is for `barque up`")}
+			}
+			return fmt.Errorf("run %s: %w", program, syscall.Exec(program, append([]string{"barque"}, args...), os.Environ()))
+		},
+	}
+}

@@ -1,0 +1,194 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"barque.dev/internal/cluster/join"
+	"barque.dev/internal/runtime/containerd"
+)
+
+// Kubeconfig is the administrator's, pointing at the virtual IP.
+func (c *Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig") }
+
+// writeKubeconfig copies the first server's, which every server writes alike.
+func (c *Cluster) writeKubeconfig() error {
+	data, err := os.ReadFile(filepath.Join(c.Machines[0].DataDir(), "kubeconfig"))
+	if err != nil {
+		return fmt.Errorf("read the kubeconfig of %s: %w", c.Machines[0].Name, err)
+	}
+	if err := os.WriteFile(c.Kubeconfig(), data, 0o600); err != nil {
+		return fmt.Errorf("write the kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// Config speaks to the API at the virtual IP.
+func (c *Cluster) Config() (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
+	if err != nil {
+		return nil, fmt.Errorf("read kubeconfig %s: %w", c.Kubeconfig(), err)
+	}
+	return config, nil
+}
+
+// Client speaks to the API at the virtual IP.
+func (c *Cluster) Client() (kubernetes.Interface, error) {
+	config, err := c.Config()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(config)
+}
+
+// MachineConfig speaks to the API of one server, at its own address.
+func (c *Cluster) MachineConfig(m *Machine) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(m.DataDir(), "kubeconfig"))
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig of %s: %w", m.Name, err)
+	}
+	config.Host = "https://" + netip.AddrPortFrom(m.IP, apiPort).String()
+	config.Timeout = 2 * time.Second
+	return config, nil
+}
+
+// probe asks one server whether it is ready.
+func (c *Cluster) probe(ctx context.Context, m *Machine) error {
+	config, err := c.MachineConfig(m)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	_, err = client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+	return err
+}
+
+// createToken makes a token for the machines that `up` starts; it lives as long as that takes.
+func (c *Cluster) createToken(ctx context.Context) (string, error) {
+	var errs []error
+	for _, m := range c.Machines {
+		if m.Role != RoleServer || !m.Running() {
+			continue
+		}
+		config, err := c.MachineConfig(m)
+		if err == nil {
+			var client kubernetes.Interface
+			if client, err = kubernetes.NewForConfig(config); err == nil {
+				var token string
+				if token, err = newToken(ctx, client, config); err == nil {
+					return token, nil
+				}
+			}
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	return "", fmt.Errorf("create a token for the machines to come: %w", errors.Join(errs...))
+}
+
+func newToken(ctx context.Context, client kubernetes.Interface, config *rest.Config) (string, error) {
+	hash, err := join.HashOfPEM(config.CAData)
+	if err != nil {
+		return "", err
+	}
+	token, err := join.Create(ctx, client, join.CreateOptions{
+		CAHash: hash, Usages: []join.Usage{join.UsageServer, join.UsageAgent}, TTL: tokenLife, Description: "made by barque up",
+	}, time.Now())
+	return token.String(), err
+}
+
+// tokenLife is more than machines need to start.
+const tokenLife = 10 * time.Minute
+
+// WaitNodes waits until every machine is a Ready node.
+func (c *Cluster) WaitNodes(ctx context.Context, progress func(string, ...any)) error {
+	client, err := c.Client()
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err == nil {
+			for i := range nodes.Items {
+				n := &nodes.Items[i]
+				if ready(n) && !seen[n.Name] {
+					seen[n.Name] = true
+					progress("node %s is Ready", n.Name)
+				}
+			}
+		}
+		missing := c.missing(seen)
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("nodes %v are not Ready: look into %s (%w)", missing, filepath.Join(c.Dir, missing[0]+".log"), errors.Join(err, ctx.Err()))
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *Cluster) missing(seen map[string]bool) (names []string) {
+	for _, m := range c.Machines {
+		if !seen[m.Name] {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+func ready(n *corev1.Node) bool {
+	for _, cond := range n.Status.Conditions {
+		if cond.Type == corev1.NodeReady {
+			return cond.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// containerd is the machine's.
+func (m *Machine) containerd() (*containerd.Runtime, error) {
+	rt, err := containerd.New(containerd.Config{
+		DataDir: filepath.Join(m.DataDir(), "agent"), CgroupRoot: m.cgroup(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find %s's containerd: %w", m.Name, err)
+	}
+	return rt, nil
+}
+
+// ContainerdSocket is where the machine's containerd listens.
+func (m *Machine) ContainerdSocket() (string, error) {
+	rt, err := m.containerd()
+	if err != nil {
+		return "", err
+	}
+	return rt.Socket(), nil
+}
+
+// clean removes what is left of the machine's containers, once its processes are gone.
+func (m *Machine) clean(ctx context.Context) error {
+	rt, err := m.containerd()
+	if err != nil {
+		return err
+	}
+	return errors.Join(rt.Clean(ctx), detachBelow(m.DataDir()))
+}

@@ -1,0 +1,199 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Machine is one member of a local cluster.
+type Machine struct {
+	Name  string     `json:"name"`
+	Role  Role       `json:"role"`
+	IP    netip.Addr `json:"ip"`
+	Index int        `json:"index"`
+
+	cluster *Cluster
+}
+
+// DataDir is the machine's --data-dir.
+func (m *Machine) DataDir() string { return filepath.Join(m.cluster.Dir, m.Name) }
+
+// LogFile holds what the machine's process prints.
+func (m *Machine) LogFile() string { return filepath.Join(m.cluster.Dir, m.Name+".log") }
+
+// NetNS is the name of the machine's network namespace, as `ip netns` shows it.
+func (m *Machine) NetNS() string { return "barque-" + m.cluster.ID + "-" + m.Name }
+
+// link is the host's end of the machine's cable; at most 15 bytes.
+func (m *Machine) link() string { return fmt.Sprintf("bq%s-%d", m.cluster.ID, m.Index) }
+
+func (m *Machine) pidFile() string { return filepath.Join(m.cluster.Dir, m.Name+".pid") }
+
+// joined tells whether the machine has been a member of the cluster before.
+func (m *Machine) joined() bool {
+	_, err := os.Stat(filepath.Join(m.DataDir(), "joined"))
+	return err == nil
+}
+
+func (c *Cluster) founded() bool { return len(c.Machines) > 0 && c.Machines[0].joined() }
+
+// PID is the machine's server or agent process, or 0 when none runs. A pid that was given to
+// another process since is recognised by its start time.
+func (m *Machine) PID() int {
+	data, err := os.ReadFile(m.pidFile())
+	if err != nil {
+		return 0
+	}
+	var pid int
+	var startTime string
+	if _, err := fmt.Sscan(string(data), &pid, &startTime); err != nil {
+		return 0
+	}
+	if now, err := processStart(pid); err != nil || now != startTime {
+		return 0
+	}
+	return pid
+}
+
+// Running tells whether the machine's process lives.
+func (m *Machine) Running() bool { return m.PID() != 0 }
+
+// Kill ends the machine's server or agent process, as kill -9 does; containerd and the
+// containers live on.
+func (m *Machine) Kill() error {
+	pid := m.PID()
+	if pid == 0 {
+		return nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// PowerOff ends the whole machine at once, without a word to anybody: its cable is gone and
+// so is every process, containers included. `barque up` starts it again.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	if err := m.unplug(); err != nil {
+		return err
+	}
+	if err := killCgroup(ctx, m.cgroup()); err != nil {
+		return fmt.Errorf("power off %s: %w", m.Name, err)
+	}
+	return m.clean(ctx)
+}
+
+// start runs the machine's process unless it runs already. It outlives this one.
+func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string) error {
+	if m.Running() {
+		return nil
+	}
+	if err := m.plug(); err != nil {
+		return err
+	}
+	group, err := makeCgroup(m.cgroup() + "/barque")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = group.Close() }()
+	logFile, err := os.OpenFile(m.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open %s's log: %w", m.Name, err)
+	}
+	defer func() { _ = logFile.Close() }()
+
+	cmd := exec.Command(o.Program, c.args(o, m, token)...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "BARQUE_NETNS="+m.NetNS(), "BARQUE_HOSTNAME="+m.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", m.Name, err)
+	}
+	startTime, err := processStart(cmd.Process.Pid)
+	if err != nil {
+		return fmt.Errorf("start %s: it ended at once: see %s", m.Name, m.LogFile())
+	}
+	if err := os.WriteFile(m.pidFile(), fmt.Appendf(nil, "%d %s\n", cmd.Process.Pid, startTime), 0o600); err != nil {
+		return fmt.Errorf("start %s: %w", m.Name, err)
+	}
+	// Reaps it, should it end while this process lives.
+	go func() { _ = cmd.Wait() }()
+	return ctx.Err()
+}
+
+func (c *Cluster) args(o Options, m *Machine, token string) []string {
+	args := []string{"machine", string(m.Role),
+		"--data-dir", m.DataDir(),
+		"--node-name", m.Name,
+		"--cgroup-root", m.cgroup(),
+	}
+	if m.Role == RoleServer {
+		args = append(args, "--advertise-address", m.IP.String(), "--vip", c.VIP.String())
+		args = append(args, o.ServerFlags...)
+	}
+	if token != "" {
+		flag := "--join"
+		if m.Role == RoleAgent {
+			flag = "--server"
+		}
+		args = append(args, flag, "https://"+netip.AddrPortFrom(c.Machines[0].IP, apiPort).String(), "--token", token)
+	} else if m.Role == RoleAgent {
+		args = append(args, "--server", c.VIPURL())
+	}
+	return args
+}
+
+// processStart is the start time of a process in clock ticks since boot, which together with
+// the pid names a process for ever (proc_pid_stat(5), field 22).
+func processStart(pid int) (string, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return "", err
+	}
+	// The command's name may hold spaces and parentheses; fields are counted after the last.
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	return fields[19], nil
+}
+
+// waitReady waits until m's API server says that it is ready, or its process has ended.
+func (c *Cluster) waitReady(ctx context.Context, m *Machine) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		if last = c.probe(ctx, m); last == nil {
+			return nil
+		}
+		if !m.Running() {
+			return fmt.Errorf("%s ended before it was ready: %s (its log is %s)", m.Name, lastLine(m.LogFile()), m.LogFile())
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w (its log is %s)", m.Name, last, m.LogFile())
+		case <-tick.C:
+		}
+	}
+}
+
+// lastLine is the end of a log, for an error message.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return lines[len(lines)-1]
+}

@@ -1,0 +1,222 @@
+// Package node makes one machine's share of the cluster out of its configuration: it is the
+// one place where services are wired together (see [Server.services] and [Agent.services]).
+//
+// A server runs, in this order, each standing on the ones before: the etcd member, the store,
+// the API server, leadership with the scheduler and the controllers, the virtual IP, and,
+// unless it is disabled, the node agent with its container runtime and network. An agent runs
+// only the last.
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Defaults of the cluster's shape.
+const (
+	DefaultHTTPSPort     = 6443
+	DefaultClusterCIDR   = "10.42.0.0/16"
+	DefaultServiceCIDR   = "10.43.0.0/16"
+	DefaultClusterDNS    = "10.43.0.10"
+	DefaultClusterDomain = "cluster.local"
+)
+
+// Common is what servers and agents have in common.
+type Common struct {
+	// DataDir holds everything that the machine keeps.
+	DataDir string
+	// NodeName is the machine's name in the cluster; a DNS-1123 subdomain.
+	NodeName string
+	// CgroupRoot is the control group below which pods' groups are made; "/" by default.
+	CgroupRoot string
+	// RuntimeEndpoint is a CRI socket of the machine's own; empty for Barque's containerd.
+	RuntimeEndpoint string
+	// Token joins the machine to a cluster at its first start.
+	Token string
+	// FenceAfter is how long an agent may be without any server before it stops the pods
+	// that must not run twice.
+	FenceAfter time.Duration
+	// Log receives everything; never nil.
+	Log *slog.Logger
+}
+
+// ServerConfig is what `barque server` can be told.
+type ServerConfig struct {
+	Common
+	// AdvertiseAddress is where the other machines reach this one.
+	AdvertiseAddress netip.Addr
+	// BindAddress is what the API server listens on.
+	BindAddress netip.Addr
+	// HTTPSPort is the API server's port.
+	HTTPSPort int
+	// EtcdPeerPort is the port of the embedded etcd member for its peers.
+	EtcdPeerPort int
+	// Join is the URL of any server of the cluster to join; empty to found one.
+	Join string
+	// VIP is the virtual IP of the servers; zero for none.
+	VIP netip.Addr
+	// DisableAgent makes the server a control plane alone.
+	DisableAgent bool
+	// EtcdEndpoints are the URLs of an etcd of the user's; empty for the embedded one.
+	EtcdEndpoints []string
+	// EtcdCA, EtcdCert and EtcdKey are files that authenticate the user's etcd and us to it.
+	EtcdCA, EtcdCert, EtcdKey string
+	// EtcdClientPort, when not 0, opens the embedded member to etcd clients on the loopback
+	// address, with the cluster's etcd certificates.
+	EtcdClientPort int
+	// ClusterCIDR, ServiceCIDR: pods' and services' addresses.
+	ClusterCIDR, ServiceCIDR netip.Prefix
+	// ClusterDNS is the DNS service's address, in ServiceCIDR.
+	ClusterDNS netip.Addr
+	// ClusterDomain is the suffix of all names, such as "cluster.local".
+	ClusterDomain string
+	// TLSNames are further names and addresses for the API server's certificate.
+	TLSNames []string
+}
+
+// AgentConfig is what `barque agent` can be told.
+type AgentConfig struct {
+	Common
+	// Server is the URL of any server.
+	Server string
+	// NodeIP is the machine's address; by default the one that reaches Server.
+	NodeIP netip.Addr
+}
+
+var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+func (c *Common) complete() error {
+	if c.DataDir == "" {
+		return errors.New("--data-dir is missing: name the directory that shall hold this machine's data")
+	}
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return fmt.Errorf("--data-dir %s: %w", c.DataDir, err)
+	}
+	c.DataDir = dir
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find this machine's host name: %w; give --node-name", err)
+		}
+		c.NodeName = strings.ToLower(host)
+	}
+	if len(c.NodeName) > 253 || !nodeName.MatchString(c.NodeName) {
+		return fmt.Errorf("--node-name %q: use lower case letters, digits, '-' and '.', at most 253", c.NodeName)
+	}
+	if c.CgroupRoot == "" {
+		c.CgroupRoot = "/"
+	}
+	return nil
+}
+
+// Complete fills in defaults and tells what is wrong, in one sentence that says what to do.
+func (c *ServerConfig) Complete() error {
+	if err := c.Common.complete(); err != nil {
+		return err
+	}
+	if c.Join != "" {
+		if err := checkURL("--join", c.Join); err != nil {
+			return err
+		}
+	}
+	if !c.BindAddress.IsValid() {
+		c.BindAddress = netip.IPv4Unspecified()
+	}
+	if !c.AdvertiseAddress.IsValid() {
+		var err error
+		if c.AdvertiseAddress, err = advertised(c.BindAddress); err != nil {
+			return err
+		}
+	}
+	for name, port := range map[string]int{"--https-port": c.HTTPSPort, "--etcd-peer-port": c.EtcdPeerPort} {
+		if port < 1 || port > 65535 {
+			return fmt.Errorf("%s %d: choose 1 to 65535", name, port)
+		}
+	}
+	if !c.DisableAgent && os.Geteuid() != 0 {
+		return errors.New("running containers needs root: run with sudo, or add --disable agent for a control plane alone")
+	}
+	return c.checkRanges()
+}
+
+func (c *ServerConfig) checkRanges() error {
+	switch {
+	case c.ClusterCIDR.Overlaps(c.ServiceCIDR):
+		return fmt.Errorf("--cluster-cidr %s and --service-cidr %s overlap: choose ranges apart", c.ClusterCIDR, c.ServiceCIDR)
+	case !c.ServiceCIDR.Contains(c.ClusterDNS):
+		return fmt.Errorf("--cluster-dns %s: choose an address in --service-cidr %s", c.ClusterDNS, c.ServiceCIDR)
+	case c.ClusterCIDR.Bits() > 23 && c.ClusterCIDR.Addr().Is4():
+		return fmt.Errorf("--cluster-cidr %s: choose at least a /23, since each node takes a /24", c.ClusterCIDR)
+	case c.VIP.IsValid() && !c.BindAddress.IsUnspecified():
+		return fmt.Errorf("--vip %s with --bind-address %s: leave --bind-address out, so that the server listens on the virtual IP too", c.VIP, c.BindAddress)
+	case c.VIP.IsValid() && c.VIP == c.AdvertiseAddress:
+		return fmt.Errorf("--vip %s: choose an address that no machine has", c.VIP)
+	}
+	return nil
+}
+
+// Complete fills in defaults and tells what is wrong, in one sentence that says what to do.
+func (c *AgentConfig) Complete() error {
+	if err := c.Common.complete(); err != nil {
+		return err
+	}
+	if c.Server == "" {
+		return errors.New("--server is missing: give the URL of any server, such as https://192.0.2.1:6443")
+	}
+	if err := checkURL("--server", c.Server); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("running containers needs root: run with sudo")
+	}
+	if c.NodeIP.IsValid() {
+		return nil
+	}
+	u, err := url.Parse(c.Server)
+	if err != nil {
+		return fmt.Errorf("--server %s: %w", c.Server, err)
+	}
+	c.NodeIP, err = sourceFor(u.Hostname())
+	return err
+}
+
+func checkURL(flag, value string) error {
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("%s %q: give a URL such as https://192.0.2.1:6443", flag, value)
+	}
+	return nil
+}
+
+// advertised is the address that others reach us at, given what we listen on.
+func advertised(bind netip.Addr) (netip.Addr, error) {
+	if !bind.IsUnspecified() {
+		return bind, nil
+	}
+	// A route look-up; nothing is sent. The address is RFC 5737's, for documentation.
+	return sourceFor("192.0.2.1")
+}
+
+// sourceFor is the address that this machine speaks to host from. Nothing is sent.
+func sourceFor(host string) (netip.Addr, error) {
+	conn, err := net.Dial("udp", net.JoinHostPort(host, "9"))
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find this machine's address towards %s: %w; give it by a flag (--advertise-address or --node-ip)", host, err)
+	}
+	defer func() { _ = conn.Close() }()
+	addr, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find this machine's address towards %s: %w", host, err)
+	}
+	return addr.Addr().Unmap(), nil
+}

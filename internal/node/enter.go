@@ -1,0 +1,250 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"barque.dev/internal/apiserver"
+	"barque.dev/internal/cluster/detect"
+	"barque.dev/internal/cluster/join"
+	"barque.dev/internal/cluster/leadership"
+	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/pki"
+	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
+)
+
+const joinPath = join.PathPrefix
+
+// enter finds out which cluster this server is of: the one it was of before, the one it is told
+// to join, or a new one. It gets the cluster's keys and, when it joins, is made a learner.
+func (s *Server) enter(ctx context.Context) error {
+	known, err := s.home.member()
+	if err != nil {
+		return err
+	}
+	dir := s.home.path("pki")
+	switch {
+	case known != "":
+		if err := s.checkSame(known); err != nil {
+			return err
+		}
+		s.pki, err = pki.Open(dir)
+	case s.cfg.Join != "":
+		return s.join(ctx, dir)
+	default:
+		s.pki, err = pki.OpenOrCreate(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("the cluster's keys in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// checkSame refuses a token of another cluster than the one whose data is here.
+func (s *Server) checkSame(known string) error {
+	if s.cfg.Token == "" {
+		return nil
+	}
+	token, err := join.ParseToken(s.cfg.Token)
+	if err != nil {
+		return fmt.Errorf("--token: %w", err)
+	}
+	if token.CAHash != "" && token.CAHash != known {
+		return fmt.Errorf("%s holds the data of another cluster than the token is for: choose another --data-dir, or remove this one", s.home.dir)
+	}
+	return nil
+}
+
+func (s *Server) peerURL() string {
+	return "https://" + netip.AddrPortFrom(s.cfg.AdvertiseAddress, uint16(s.cfg.EtcdPeerPort)).String()
+}
+
+func (s *Server) join(ctx context.Context, dir string) error {
+	if s.cfg.Token == "" {
+		return errors.New("--join needs --token: make one with `barque token create` on a server of the cluster")
+	}
+	token, err := join.ParseToken(s.cfg.Token)
+	if err != nil {
+		return fmt.Errorf("--token: %w", err)
+	}
+	request := join.ServerRequest{Name: s.cfg.NodeName, PeerURL: s.peerURL(), Version: apiserver.KubernetesVersion}
+	if len(s.cfg.EtcdEndpoints) > 0 {
+		request.Name, request.PeerURL = "", ""
+	}
+	joined, err := join.Server(ctx, join.Options{URL: s.cfg.Join, Token: token}, request)
+	if err != nil {
+		return fmt.Errorf("join %s: %w", s.cfg.Join, err)
+	}
+	if err := s.takeFacts(joined.Facts); err != nil {
+		return err
+	}
+	var bundle pki.Bundle
+	if err := json.Unmarshal(joined.Keys, &bundle); err != nil {
+		return fmt.Errorf("join %s: the keys it sent: %w", s.cfg.Join, err)
+	}
+	if s.pki, err = pki.Open(dir); err == nil && s.pki.Cluster.Hash() != joined.Facts.CAHash {
+		return fmt.Errorf("%s holds the keys of another cluster: choose another --data-dir, or remove this one", dir)
+	} else if errors.Is(err, pki.ErrNotFound) {
+		s.pki, err = pki.Import(dir, bundle)
+	}
+	if err != nil {
+		return fmt.Errorf("the cluster's keys in %s: %w", dir, err)
+	}
+	members, err := json.Marshal(joined.Members)
+	if err != nil {
+		return err
+	}
+	// A crash before etcd has started would otherwise forget whom it joins.
+	return os.WriteFile(s.home.path("members.json"), members, 0o600)
+}
+
+// takeFacts makes what all servers must agree on the cluster's, whatever the flags say.
+func (s *Server) takeFacts(f join.Facts) error {
+	parse := func(list []string, what string, into *netip.Prefix) error {
+		if len(list) == 0 {
+			return fmt.Errorf("join %s: it told no %s", s.cfg.Join, what)
+		}
+		p, err := netip.ParsePrefix(list[0])
+		if err != nil {
+			return fmt.Errorf("join %s: its %s: %w", s.cfg.Join, what, err)
+		}
+		*into = p
+		return nil
+	}
+	if err := errors.Join(parse(f.ClusterCIDRs, "cluster CIDR", &s.cfg.ClusterCIDR), parse(f.ServiceCIDRs, "service CIDR", &s.cfg.ServiceCIDR)); err != nil {
+		return err
+	}
+	if len(f.ClusterDNS) > 0 {
+		dns, err := netip.ParseAddr(f.ClusterDNS[0])
+		if err != nil {
+			return fmt.Errorf("join %s: its DNS address: %w", s.cfg.Join, err)
+		}
+		s.cfg.ClusterDNS = dns
+	}
+	if f.ClusterDomain != "" {
+		s.cfg.ClusterDomain = f.ClusterDomain
+	}
+	if vip, err := netip.ParseAddr(f.VirtualIP); err == nil && !s.cfg.VIP.IsValid() {
+		s.cfg.VIP = vip
+	}
+	return nil
+}
+
+// openEtcd starts the embedded member, or connects to the user's etcd.
+func (s *Server) openEtcd(ctx context.Context) (store.Backend, error) {
+	var err error
+	if len(s.cfg.EtcdEndpoints) > 0 {
+		s.remote, err = etcd.Dial(ctx, etcd.RemoteConfig{
+			Endpoints: s.cfg.EtcdEndpoints, TLS: etcd.TLSFiles{Cert: s.cfg.EtcdCert, Key: s.cfg.EtcdKey, CA: s.cfg.EtcdCA}, Log: s.cfg.Log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("connect to --etcd-endpoints: %w", err)
+		}
+		s.leadership, err = leadership.New(leadership.Config{Name: s.cfg.NodeName, Remote: s.remote, Publish: s.publish, Log: s.cfg.Log})
+		return s.remote, err
+	}
+	if s.member, err = s.startMember(ctx); err != nil {
+		return nil, err
+	}
+	s.membership = membership.New(membership.Config{Member: s.member, Log: s.cfg.Log})
+	listen := net.JoinHostPort(s.cfg.BindAddress.String(), strconv.Itoa(s.cfg.EtcdPeerPort+1))
+	if s.detector, err = detect.New(detect.Config{Member: s.member, Listen: listen, Log: s.cfg.Log}); err != nil {
+		return nil, fmt.Errorf("watch for failures: %w", err)
+	}
+	s.leadership, err = leadership.New(leadership.Config{Name: s.cfg.NodeName, Member: s.member, Publish: s.publish, Log: s.cfg.Log})
+	return s.member, err
+}
+
+func (s *Server) startMember(ctx context.Context) (*etcd.Member, error) {
+	addrs := []netip.Addr{s.cfg.AdvertiseAddress}
+	if _, err := s.keeper("etcd-peer", s.pki.Etcd, pki.EtcdPeer(s.cfg.NodeName, addrs)); err != nil {
+		return nil, err
+	}
+	if err := pki.WriteFile(s.home.path("certs", "etcd-peer-ca.crt"), s.pki.Etcd.PEM(), 0o600); err != nil {
+		return nil, err
+	}
+	files := etcd.TLSFiles{Cert: s.home.path("certs", "etcd-peer.crt"), Key: s.home.path("certs", "etcd-peer.key"), CA: s.home.path("certs", "etcd-peer-ca.crt")}
+	cfg := etcd.Config{
+		Name: s.cfg.NodeName, DataDir: s.home.path("etcd"), Log: s.cfg.Log,
+		PeerURL: s.peerURL(), PeerTLS: files, Token: s.pki.Cluster.Hash()[:16],
+		ListenPeer: "https://" + netip.AddrPortFrom(s.cfg.BindAddress, uint16(s.cfg.EtcdPeerPort)).String(),
+	}
+	if s.cfg.EtcdClientPort != 0 {
+		cfg.ClientListen = "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.EtcdClientPort))
+		cfg.ClientTLS = files
+	}
+	if data, err := os.ReadFile(s.home.path("members.json")); err == nil {
+		var members []join.Member
+		if err := json.Unmarshal(data, &members); err != nil {
+			return nil, fmt.Errorf("read the cluster's members: %w", err)
+		}
+		cfg.Existing = true
+		cfg.InitialCluster = map[string]string{}
+		for _, m := range members {
+			cfg.InitialCluster[m.Name] = m.PeerURL
+		}
+		cfg.InitialCluster[s.cfg.NodeName] = s.peerURL()
+	}
+	member, err := etcd.Start(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	return member, nil
+}
+
+// joinHandler lets others join through this server.
+func (s *Server) joinHandler() (http.Handler, error) {
+	cfg := join.HandlerConfig{
+		Reader: s.client, CA: s.pki.Cluster.PEM(), Log: s.cfg.Log,
+		Keys:  func() (json.RawMessage, error) { return keysOf(s.pki) },
+		Facts: func(context.Context) (join.Facts, error) { return s.facts(), nil },
+	}
+	if s.membership != nil {
+		cfg.AddMember = s.addMember
+	}
+	return join.NewHandler(cfg)
+}
+
+func (s *Server) facts() join.Facts {
+	f := join.Facts{
+		CAHash:       s.pki.Cluster.Hash(),
+		ClusterCIDRs: []string{s.cfg.ClusterCIDR.String()}, ServiceCIDRs: []string{s.cfg.ServiceCIDR.String()},
+		ClusterDNS: []string{s.cfg.ClusterDNS.String()}, ClusterDomain: s.cfg.ClusterDomain,
+		NodePorts: nodePorts.String(), Version: apiserver.KubernetesVersion,
+		Servers: s.serverURLs(),
+	}
+	if s.cfg.VIP.IsValid() {
+		f.VirtualIP = s.cfg.VIP.String()
+	}
+	return f
+}
+
+// addMember takes a joining server into etcd.
+func (s *Server) addMember(ctx context.Context, req join.ServerRequest) ([]join.Member, error) {
+	infos, err := s.membership.AddLearner(ctx, req.Name, req.PeerURL)
+	switch {
+	case errors.Is(err, membership.ErrNameTaken), errors.Is(err, membership.ErrAddressTaken):
+		return nil, fmt.Errorf("%w: %w", join.ErrConflict, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", join.ErrTryAgain, err)
+	}
+	var members []join.Member
+	for _, info := range infos {
+		for _, url := range info.PeerURLs {
+			name := info.Name
+			if name == "" && url == req.PeerURL {
+				name = req.Name
+			}
+			members = append(members, join.Member{ID: info.ID, Name: name, PeerURL: url})
+		}
+	}
+	return members, nil
+}

@@ -1,0 +1,223 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"barque.dev/internal/admission"
+	"barque.dev/internal/apiserver"
+	"barque.dev/internal/client"
+	"barque.dev/internal/cluster/leadership"
+	"barque.dev/internal/cluster/liveness"
+	"barque.dev/internal/controllers"
+	"barque.dev/internal/pki"
+	"barque.dev/internal/run"
+	"barque.dev/internal/scheduler"
+)
+
+// livePath is where agents and servers reach the liveness tracker.
+const livePath = liveness.Path
+
+// serverGroup marks the client certificates of servers among themselves.
+const serverGroup = "barque:servers"
+
+// openLoops makes what only the leading server runs. It lasts for the process: each term of
+// leadership runs it once more.
+func (s *Server) openLoops(context.Context) (err error) {
+	recorder := func(component string) record.EventRecorder {
+		r := client.NewRecorder(s.client, component, s.cfg.Log)
+		s.recorders = append(s.recorders, r)
+		return r
+	}
+	s.schedulerEvents = recorder("default-scheduler")
+	// The runner gives each controller its own identity.
+	own := s.client.WithFieldManager("kube-controller-manager")
+	all := controllers.All(controllers.Deps{
+		Client: own, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
+	}, controllers.Cluster{
+		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
+		Witness: s.tracker, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
+	})
+	all = append(all, s.roleAggregation(own))
+	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{
+		Watcher: s.client, Controllers: all, Metrics: s.metrics, Log: s.cfg.Log,
+	})
+	return err
+}
+
+// lead runs one term of leadership: ctx carries the fence and ends with the term.
+func (s *Server) lead(ctx context.Context) error {
+	// What the last leader wrote must be seen before anything is decided.
+	if _, err := s.store.ReadIndex(ctx); err != nil {
+		return fmt.Errorf("catch up before leading: %w", err)
+	}
+	s.cfg.Log.Info("this server leads", "node", s.cfg.NodeName)
+	defer s.cfg.Log.Info("this server no longer leads", "node", s.cfg.NodeName)
+	sched := scheduler.New(scheduler.Config{
+		Client:   s.client.As(client.Component(user.KubeScheduler)).WithFieldManager("kube-scheduler"),
+		Recorder: s.schedulerEvents, Log: s.cfg.Log.With("component", "scheduler"),
+	})
+	return run.Group(ctx, s.cfg.Log, func() {},
+		run.Func("scheduler", sched.Run),
+		run.Service{Name: "controllers", Run: s.controllers.Run})
+}
+
+// runEvents writes the events that the loops record.
+func (s *Server) runEvents(ctx context.Context) error {
+	services := make([]run.Service, 0, len(s.recorders))
+	for _, r := range s.recorders {
+		services = append(services, run.Func("events", r.Run))
+	}
+	return run.Group(ctx, s.cfg.Log, func() {}, services...)
+}
+
+// csrLife bounds the certificates that are issued on request.
+const csrLife = 365 * 24 * time.Hour
+
+func (s *Server) signCSR(spec *certificatesv1.CertificateSigningRequestSpec) ([]byte, error) {
+	return s.pki.Cluster.SignCSR(spec, csrLife, time.Now())
+}
+
+// publish shows in Leases who leads, as kubectl and dashboards know them from stock clusters.
+func (s *Server) publish(ctx context.Context, holder string, acquired time.Time, transitions int32) error {
+	var errs []error
+	for _, name := range []string{"kube-scheduler", "kube-controller-manager"} {
+		errs = append(errs, s.publishLease(ctx, name, leadership.LeaseSpec(holder, acquired, time.Now(), transitions)))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) publishLease(ctx context.Context, name string, spec coordinationv1.LeaseSpec) error {
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name}}
+	err := s.client.Get(ctx, ctrlclient.ObjectKeyFromObject(lease), lease)
+	if apierrors.IsNotFound(err) {
+		lease.Spec = spec
+		return s.client.Create(ctx, lease)
+	}
+	if err != nil {
+		return err
+	}
+	changed := lease.DeepCopy()
+	changed.Spec = spec
+	return s.client.Update(ctx, changed)
+}
+
+// openTracker makes what knows which nodes live.
+func (s *Server) openTracker() error {
+	cert, err := s.keeper("server-client", s.pki.Cluster, pki.Client("barque:server:"+s.cfg.NodeName, serverGroup))
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: s.pki.Cluster.Pool(), GetClientCertificate: cert.GetClientCertificate,
+		},
+		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
+	}
+	s.tracker = liveness.NewTracker(liveness.Config{
+		Peers: s.peers, Client: &http.Client{Transport: transport}, Log: s.cfg.Log,
+		MayBeat: func(r *http.Request, node string) bool {
+			c := s.caller(r)
+			return c != nil && c.Subject.CommonName == "system:node:"+node && slices.Contains(c.Subject.Organization, user.NodesGroup)
+		},
+		MayAsk: func(r *http.Request) bool {
+			c := s.caller(r)
+			return c != nil && slices.Contains(c.Subject.Organization, serverGroup)
+		},
+	})
+	return nil
+}
+
+// caller is the client's certificate, if the cluster's authority vouches for it.
+func (s *Server) caller(r *http.Request) *x509.Certificate {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil
+	}
+	cert := r.TLS.PeerCertificates[0]
+	_, err := cert.Verify(x509.VerifyOptions{Roots: s.pki.Cluster.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	if err != nil {
+		return nil
+	}
+	return cert
+}
+
+// servers lists the servers by their identity leases, those that were cut short included: a
+// server that does not answer must count as one that was asked.
+func (s *Server) servers() []liveness.Peer {
+	var leases coordinationv1.LeaseList
+	err := s.client.List(context.Background(), &leases, ctrlclient.InNamespace(apiserver.LeaseNamespace),
+		ctrlclient.MatchingLabels{apiserver.LeaseLabel: apiserver.LeaseLabelValue})
+	if err != nil {
+		return nil
+	}
+	var peers []liveness.Peer
+	for i := range leases.Items {
+		l := &leases.Items[i]
+		address := l.Annotations[apiserver.AddressAnnotation]
+		if address == "" {
+			continue
+		}
+		peers = append(peers, liveness.Peer{
+			Name: strings.TrimPrefix(l.Name, apiserver.LeasePrefix), URL: "https://" + address,
+		})
+	}
+	return peers
+}
+
+func (s *Server) peers() []liveness.Peer {
+	return slices.DeleteFunc(s.servers(), func(p liveness.Peer) bool { return p.Name == s.cfg.NodeName })
+}
+
+func (s *Server) serverURLs() []string {
+	urls := []string{"https://" + net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSPort))}
+	for _, p := range s.peers() {
+		urls = append(urls, p.URL)
+	}
+	return urls
+}
+
+// defaultObjects are what every cluster has besides roles.
+func (s *Server) defaultObjects() []ctrlclient.Object {
+	objects := []ctrlclient.Object{s.dnsService()}
+	for _, class := range admission.SystemPriorityClasses() {
+		objects = append(objects, class)
+	}
+	return objects
+}
+
+// dnsService is the cluster's DNS service. Every node answers at its address by itself, so it
+// has no endpoints; it is there so that its name and address are known.
+func (s *Server) dnsService() *corev1.Service {
+	port := func(name string, protocol corev1.Protocol) corev1.ServicePort {
+		return corev1.ServicePort{Name: name, Port: 53, Protocol: protocol}
+	}
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceSystem, Name: "kube-dns",
+			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
+		},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: s.cfg.ClusterDNS.String(),
+			Ports:     []corev1.ServicePort{port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP)},
+		},
+	}
+}

@@ -1,0 +1,347 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/client-go/tools/record"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"barque.dev/internal/apiserver"
+	"barque.dev/internal/apiserver/registry"
+	"barque.dev/internal/apiserver/relay"
+	"barque.dev/internal/auth"
+	"barque.dev/internal/auth/image"
+	"barque.dev/internal/auth/rbac"
+	"barque.dev/internal/client"
+	"barque.dev/internal/cluster/detect"
+	"barque.dev/internal/cluster/leadership"
+	"barque.dev/internal/cluster/liveness"
+	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/controllers"
+	"barque.dev/internal/pki"
+	"barque.dev/internal/run"
+	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
+)
+
+// nodePorts is where Services' node ports come from.
+var nodePorts = utilnet.PortRange{Base: 30000, Size: 2768}
+
+// Server is a running master. Its parts are made one after the other, each from those above it.
+type Server struct {
+	cfg  ServerConfig
+	home *home
+
+	pki      *pki.Authorities
+	listener net.Listener
+
+	member     *etcd.Member // nil with an etcd of the user's
+	remote     *etcd.Remote // nil with the embedded one
+	store      *store.Store
+	membership *membership.Membership // nil with an etcd of the user's
+	detector   *detect.Detector       // likewise
+	leadership *leadership.Leadership
+
+	registry *registry.Registry
+	auth     *auth.Auth
+	client   *client.InProcess
+	tracker  *liveness.Tracker
+	api      *apiserver.Server
+	worker   *worker // nil when the agent is disabled
+
+	metrics         *prometheus.Registry
+	recorders       []*client.Recorder
+	schedulerEvents record.EventRecorder
+	controllers     *controllers.Runner
+}
+
+// RunServer runs a server until ctx ends. ready is called once it answers requests.
+func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
+	etcd.TunePeerStreams()
+	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
+	defer s.close()
+	for _, step := range []func(context.Context) error{
+		s.openHome, s.listen, s.enter, s.openStore, s.openAPI, s.openLoops, s.openWorker,
+	} {
+		if err := step(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // it was told to stop while it started
+			}
+			return err
+		}
+	}
+	return run.Group(ctx, cfg.Log, ready, s.services()...)
+}
+
+// services is the wiring list: what a server runs, in the order in which it is started; it is
+// stopped in reverse.
+func (s *Server) services() []run.Service {
+	services := []run.Service{run.Func("store", s.store.Run)}
+	if s.member != nil {
+		services = append(services,
+			run.Func("membership", s.membership.Run),
+			run.Func("failure detector", s.detector.Run))
+	}
+	services = append(services,
+		run.Service{Name: "default objects", Run: s.ensureDefaults},
+		run.Service{Name: "apiserver", Run: s.api.Run},
+		run.Func("member mark", s.markMember),
+		run.Func("events", s.runEvents),
+		run.Func("leadership", func(ctx context.Context) error { return s.leadership.Follow(ctx, s.lead) }))
+	if s.cfg.VIP.IsValid() {
+		services = append(services, run.Service{Name: "virtual IP", Run: s.runVIP})
+	}
+	if s.worker != nil {
+		services = append(services, s.worker.services()...)
+	}
+	return services
+}
+
+func (s *Server) openHome(context.Context) (err error) {
+	if s.home, err = openHome(s.cfg.DataDir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.home.path("certs"), 0o700); err != nil {
+		return fmt.Errorf("make the directory of certificates: %w", err)
+	}
+	return s.home.checkRole("server")
+}
+
+// listen takes the API's port first of all: a port that is taken shall leave nothing behind.
+func (s *Server) listen(context.Context) (err error) {
+	addr := netip.AddrPortFrom(s.cfg.BindAddress, uint16(s.cfg.HTTPSPort)).String()
+	s.listener, err = net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("port %d is taken on %s: end the program that has it, or choose another with --https-port", s.cfg.HTTPSPort, s.cfg.BindAddress)
+	}
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return nil
+}
+
+// openStore connects the store to its etcd.
+func (s *Server) openStore(ctx context.Context) error {
+	backend, err := s.openEtcd(ctx)
+	if err != nil {
+		return err
+	}
+	if s.store, err = store.Open(ctx, store.Config{Backend: backend, Log: s.cfg.Log}); err != nil {
+		return fmt.Errorf("read the cluster's state: %w", err)
+	}
+	return nil
+}
+
+// openAPI makes everything from the verbs up to HTTP.
+func (s *Server) openAPI(context.Context) (err error) {
+	log := s.cfg.Log
+	tables := image.NewTables(func(gr schema.GroupResource) *store.Table {
+		if s.registry == nil {
+			return nil
+		}
+		return s.registry.Table(gr)
+	}, auth.Indexes()...)
+	s.auth, err = auth.New(auth.Config{
+		Image: tables, ClientCA: s.pki.Cluster.Pool(), FrontProxyCA: s.pki.FrontProxy.Pool(),
+		SigningKey: s.pki.ServiceAccounts.Key, PublicKeys: s.pki.ServiceAccounts.Public,
+		Issuer: "https://kubernetes.default.svc." + s.cfg.ClusterDomain,
+	})
+	if err != nil {
+		return fmt.Errorf("set up authentication: %w", err)
+	}
+	virtual := map[string]registry.Handler{}
+	for name, create := range s.auth.Virtual() {
+		virtual[name] = func(ctx context.Context, r registry.Request, obj runtime.Object) (runtime.Object, error) {
+			return create(ctx, r.Namespace, r.Name, obj)
+		}
+	}
+	s.registry, err = registry.New(registry.Config{
+		Store: s.store, Admission: s.admission(), Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, Virtual: virtual, Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("set up the API's resources: %w", err)
+	}
+	s.client = client.NewInProcess(client.Config{Tables: s.registry, Verbs: s.registry.Verbs()})
+	if err := s.openTracker(); err != nil {
+		return err
+	}
+	return s.openServer()
+}
+
+// openServer makes the HTTP side.
+func (s *Server) openServer() error {
+	serving, err := s.keeper("apiserver", s.pki.Cluster, pki.APIServer(pki.ServerNames{
+		Host: s.cfg.NodeName, ClusterDomain: s.cfg.ClusterDomain,
+		Addresses: append([]netip.Addr{s.cfg.AdvertiseAddress, s.cfg.BindAddress, s.cfg.VIP, s.cfg.ServiceCIDR.Addr().Next()}, addresses(s.cfg.TLSNames)...),
+		Names:     names(s.cfg.TLSNames),
+	}))
+	if err != nil {
+		return err
+	}
+	kubelet, err := s.keeper("apiserver-kubelet-client", s.pki.Cluster, pki.Client("kube-apiserver-kubelet-client", "system:masters"))
+	if err != nil {
+		return err
+	}
+	joiner, err := s.joinHandler()
+	if err != nil {
+		return err
+	}
+	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler()}
+	s.api, err = apiserver.New(apiserver.Config{
+		Registry: s.registry, Authenticator: s.auth.Authenticator, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,
+		Listener: s.listener,
+		TLS: &tls.Config{
+			MinVersion: tls.VersionTLS12, GetCertificate: serving.GetCertificate,
+			ClientCAs: s.pki.Cluster.Pool(), ClientAuth: tls.RequestClientCert,
+		},
+		Identity:     apiserver.Identity{Name: s.cfg.NodeName, Address: s.cfg.AdvertiseAddress.String(), Port: s.cfg.HTTPSPort},
+		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR},
+		Kubelet: relay.Config{TLS: &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: s.pki.Cluster.Pool(), GetClientCertificate: kubelet.GetClientCertificate,
+		}},
+		Readyz: []healthz.HealthChecker{healthz.NamedCheck("etcd", func(*http.Request) error { return s.store.Healthy() })},
+		Livez:  []healthz.HealthChecker{},
+		Extra:  extra, Paths: s.auth.Handlers(), Metrics: s.metrics, Log: s.cfg.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("set up the API server: %w", err)
+	}
+	return s.writeKubeconfig()
+}
+
+// writeKubeconfig writes the administrator's, which points at what survives this server.
+func (s *Server) writeKubeconfig() error {
+	host := s.cfg.AdvertiseAddress
+	if s.cfg.VIP.IsValid() {
+		host = s.cfg.VIP
+	}
+	url := "https://" + net.JoinHostPort(host.String(), strconv.Itoa(s.cfg.HTTPSPort))
+	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, time.Now()); err != nil {
+		return fmt.Errorf("write the administrator's kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// firstTry bounds how long the start waits for the cluster's default objects: a server that comes
+// back while there is no quorum must serve what it can.
+const firstTry = 2 * time.Second
+
+// ensureDefaults makes what every cluster has: namespaces, the stock roles and bindings, the DNS
+// service. Every other server may do so as well. It is ready after the first attempt, and has
+// nothing more to do once one succeeded.
+func (s *Server) ensureDefaults(ctx context.Context, ready func()) error {
+	attempt, cancel := context.WithTimeout(ctx, firstTry)
+	err := s.makeDefaults(attempt)
+	cancel()
+	ready()
+	for wait := 100 * time.Millisecond; err != nil && ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
+		s.cfg.Log.Info("the cluster's default objects can't be written yet", "error", err)
+		sleep(ctx, wait)
+		err = s.makeDefaults(ctx)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (s *Server) makeDefaults(ctx context.Context) error {
+	if err := s.registry.Bootstrap(ctx); err != nil {
+		return err
+	}
+	if err := rbac.Bootstrap(ctx, s.client, rbac.Policy(), s.cfg.Log); err != nil {
+		return err
+	}
+	for _, obj := range s.defaultObjects() {
+		if err := ctrlclient.IgnoreAlreadyExists(s.client.Create(ctx, obj)); err != nil {
+			return fmt.Errorf("create %T %s: %w", obj, obj.GetName(), err)
+		}
+	}
+	return nil
+}
+
+// markMember notes that the server belongs to the cluster, once it serves it.
+func (s *Server) markMember(ctx context.Context) error {
+	if err := s.home.markMember(s.pki.Cluster.Hash()); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// keeper keeps one of the server's certificates in its pki directory.
+func (s *Server) keeper(name string, authority *pki.Authority, request pki.Request) (*pki.Keeper, error) {
+	k, err := pki.NewKeeper(pki.KeeperConfig{
+		Authority: authority, Request: request, Log: s.cfg.Log,
+		CertFile: s.home.path("certs", name+".crt"), KeyFile: s.home.path("certs", name+".key"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s: %w", name, err)
+	}
+	return k, nil
+}
+
+// close ends what the steps opened, as far as they came.
+func (s *Server) close() {
+	if s.worker != nil {
+		s.worker.close()
+	}
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+	if s.member != nil {
+		s.member.Close()
+	}
+	if s.remote != nil {
+		s.remote.Close()
+	}
+	if s.home != nil {
+		s.home.close()
+	}
+}
+
+// addresses are those of names that are IP addresses.
+func addresses(list []string) []netip.Addr {
+	var out []netip.Addr
+	for _, n := range list {
+		if a, err := netip.ParseAddr(n); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// names are those that are no IP addresses.
+func names(list []string) []string {
+	var out []string
+	for _, n := range list {
+		if _, err := netip.ParseAddr(n); err != nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// keysOf is the cluster's keys as a joining server receives them.
+func keysOf(a *pki.Authorities) (json.RawMessage, error) {
+	bundle, err := a.Bundle()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(bundle)
+}
