@@ -69,6 +69,9 @@ func New(t TB, objs ...client.Object) *World {
 	w := &World{t: t, Clock: clocktesting.NewFakeClock(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC))}
 	w.Client = interceptor.NewClient(fake.NewClientBuilder().WithScheme(scheme.Scheme).Build(), interceptor.Funcs{
 		Create: w.create, Update: w.update, Delete: w.delete, Patch: w.patch,
+		SubResourcePatch: func(ctx context.Context, c client.Client, _ string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+			return w.change("status", obj, func() error { return c.Status().Patch(ctx, obj, patch, opts...) })
+		},
 		SubResourceUpdate: func(ctx context.Context, c client.Client, _ string, obj client.Object, _ ...client.SubResourceUpdateOption) error {
 			return w.change("status", obj, func() error { return w.writeStatus(ctx, c, obj) })
 		},

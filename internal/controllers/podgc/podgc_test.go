@@ -1,0 +1,115 @@
+package podgc
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"barque.dev/internal/controllers/controllertest"
+)
+
+func pod(name, node string, edit ...func(*corev1.Pod)) corev1.Pod {
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+	p.Spec.NodeName = node
+	p.Spec.Containers = []corev1.Container{{Name: "c", Image: "i"}}
+	p.Status.Phase = corev1.PodRunning
+	for _, e := range edit {
+		e(&p)
+	}
+	return p
+}
+
+func deleted(p *corev1.Pod) {
+	now := metav1.Now()
+	p.DeletionTimestamp = &now
+}
+
+func succeeded(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }
+
+func tolerating(p *corev1.Pod) {
+	p.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeOutOfService, Operator: corev1.TolerationOpExists}}
+}
+
+func lostNode(name string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	n.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeOutOfService, Effect: corev1.TaintEffectNoExecute}}
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}
+	return n
+}
+
+func TestPlan(t *testing.T) {
+	now := time.Unix(10000, 0)
+	ready := lostNode("ready")
+	ready.Status.Conditions[0].Status = corev1.ConditionTrue
+	nodes := map[string]*corev1.Node{"well": {}, "lost": lostNode("lost"), "ready": ready}
+	gone := map[string]time.Time{"gone": now.Add(-quarantine), "just-gone": now.Add(-time.Second)}
+	tests := []struct {
+		name string
+		pod  corev1.Pod
+		want reason
+	}{
+		{"runs", pod("p", "well"), ""},
+		{"waits for a node", pod("p", ""), ""},
+		{"deleted before it had a node", pod("p", "", deleted), unscheduled},
+		{"its node is gone", pod("p", "gone"), orphaned},
+		{"its node may come back", pod("p", "just-gone"), ""},
+		{"its node is lost", pod("p", "lost"), outOfService},
+		{"lost, but tolerated", pod("p", "lost", tolerating), ""},
+		{"lost, tolerated, but deleted", pod("p", "lost", tolerating, deleted), outOfService},
+		{"tainted, but ready after all", pod("p", "ready"), ""},
+		{"ended, and there is room", pod("p", "well", succeeded), ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			victims := plan([]corev1.Pod{tt.pod}, nodes, gone, now, 1)
+			got := reason("")
+			if len(victims) > 0 {
+				got = victims[0].why
+			}
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestOldestEndedPodsGoFirst(t *testing.T) {
+	var pods []corev1.Pod
+	for i := range 5 {
+		pods = append(pods, pod(fmt.Sprint("p", i), "well", succeeded, func(p *corev1.Pod) {
+			p.CreationTimestamp = metav1.Unix(int64(100-i), 0)
+		}))
+	}
+	victims := plan(pods, map[string]*corev1.Node{"well": {}}, nil, time.Now(), 3)
+	if len(victims) != 2 || victims[0].pod.Name != "p4" || victims[1].pod.Name != "p3" {
+		t.Errorf("got %v", victims)
+	}
+}
+
+// A pod on a lost node is marked as failed before it goes, so that a Job does not count it as
+// its own failure.
+func TestReplacesPodsOfALostNode(t *testing.T) {
+	p := pod("p", "lost")
+	w := controllertest.New(t, lostNode("lost"), &p)
+	var marked bool
+	w.After = func(verb string, obj client.Object) error {
+		if q, ok := obj.(*corev1.Pod); ok && q.Status.Phase == corev1.PodFailed {
+			for _, c := range q.Status.Conditions {
+				marked = marked || c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue
+			}
+		}
+		return nil
+	}
+	w.Reconcile(New(w.Deps()), lostNode("lost"))
+	if !marked {
+		t.Error("the pod was not marked as disrupted")
+	}
+	if err := w.Get(t.Context(), client.ObjectKeyFromObject(&p), &p); !apierrors.IsNotFound(err) {
+		t.Errorf("the pod is still there: %v", err)
+	}
+}
