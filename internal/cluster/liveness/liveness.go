@@ -2,6 +2,9 @@
 // each server and sends a beat over it, so silence is noticed in a second rather than after a
 // lease of forty.
 //
+// The server sends each beat back. So an agent knows when a server heard it last, by its own clock;
+// while most servers did so lately, no majority of them can take it for silent.
+//
 // Silence alone condemns nobody. [Tracker.Ask] asks the other servers what they hear, and every
 // server tries to reach the silent machine itself. A machine whose kernel answers, even by
 // refusing, is not lost; its agent may only be restarting.
@@ -23,10 +26,14 @@ import (
 )
 
 const (
-	// Beat is how often an agent and a server send a byte to each other.
+	// Beat is how often an agent sends a line, which the server sends back.
 	Beat = 500 * time.Millisecond
-	// reachTimeout bounds one attempt to reach a machine.
-	reachTimeout = 800 * time.Millisecond
+	// Silent is how long an agent may send nothing before its connection is given up.
+	Silent = 3 * Beat
+	// ReachTimeout bounds one attempt to reach a machine.
+	ReachTimeout = 500 * time.Millisecond
+	// tellTimeout is how much longer another server may take to tell what it found.
+	tellTimeout = 250 * time.Millisecond
 
 	// Path is what Handler serves: below it, by node, agents connect (live), and servers ask
 	// each other (reach).
@@ -110,8 +117,8 @@ func (t *Tracker) connections(node string, delta int) {
 	}
 }
 
-// serveLive holds an agent's connection: beats come in the request's body, and go out in the
-// response's.
+// serveLive holds an agent's connection: beats come in the request's body, and go back in the
+// response's. It ends when the agent is silent, so that the end is told.
 func (t *Tracker) serveLive(w http.ResponseWriter, r *http.Request) {
 	node := r.PathValue("node")
 	if !t.cfg.MayBeat(r, node) {
@@ -119,42 +126,27 @@ func (t *Tracker) serveLive(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{})
 	_ = control.SetWriteDeadline(time.Time{})
 	_ = control.EnableFullDuplex() // HTTP/1 needs it, HTTP/2 has it
 	w.WriteHeader(http.StatusOK)
 	if control.Flush() != nil {
 		return
 	}
-	t.heard(node)
 	t.connections(node, 1)
 	defer t.connections(node, -1)
-
-	ctx, cancel := context.WithCancel(r.Context())
-	var beats sync.WaitGroup
-	defer beats.Wait()
-	defer cancel()
-	beats.Go(func() {
-		defer cancel()
-		tick := time.NewTicker(Beat)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if _, err := w.Write([]byte{'\n'}); err != nil || control.Flush() != nil {
-				return
-			}
+	buf := make([]byte, 256)
+	for r.Context().Err() == nil {
+		if control.SetReadDeadline(time.Now().Add(Silent)) != nil {
+			return
 		}
-	})
-	buf := make([]byte, 64)
-	for ctx.Err() == nil {
-		if _, err := r.Body.Read(buf); err != nil {
+		n, err := r.Body.Read(buf)
+		if err != nil {
 			return
 		}
 		t.heard(node)
+		if _, err := w.Write(buf[:n]); err != nil || control.Flush() != nil {
+			return
+		}
 	}
 }
 
@@ -190,7 +182,7 @@ func (t *Tracker) look(ctx context.Context, node string, addr netip.AddrPort) re
 
 // answers tells whether the machine at addr answers a connection attempt in any way.
 func answers(ctx context.Context, addr netip.AddrPort) bool {
-	conn, err := (&net.Dialer{Timeout: reachTimeout}).DialContext(ctx, "tcp", addr.String())
+	conn, err := (&net.Dialer{Timeout: ReachTimeout}).DialContext(ctx, "tcp", addr.String())
 	if err == nil {
 		_ = conn.Close()
 		return true
@@ -251,7 +243,7 @@ func combine(reports []*report) Opinion {
 }
 
 func (t *Tracker) askPeer(ctx context.Context, p Peer, node string, addr netip.AddrPort) (*report, error) {
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout+500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, ReachTimeout+tellTimeout)
 	defer cancel()
 	url := fmt.Sprintf("%s%s%s/reach?address=%s", p.URL, Path, node, addr)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
