@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"barque.dev/internal/local"
+)
+
+// fault is a way to lose a machine's server.
+type fault struct {
+	name   string
+	inject func(context.Context, *local.Machine) error
+}
+
+func faults() []fault {
+	return []fault{
+		{"kill -9 of the leader's process", func(_ context.Context, m *local.Machine) error { return m.Kill() }},
+		{"power off of the leader's machine", func(ctx context.Context, m *local.Machine) error { return m.PowerOff(ctx) }},
+	}
+}
+
+// watchFor is how long writes go on after a fault: a second interruption would show.
+const watchFor = 3 * time.Second
+
+func measureGap(ctx context.Context, b *bench) (err error) {
+	c, err := b.newCluster()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.down()) }()
+	if err := c.up(ctx); err != nil {
+		return err
+	}
+	for i := range b.times(10, 1) {
+		for j, f := range faults() {
+			if err := b.gapOnce(ctx, c, f, fmt.Sprintf("gap-%d-%d", i, j)); err != nil {
+				return fmt.Errorf("%s, round %d: %w", f.name, i+1, err)
+			}
+			if err := c.up(ctx); err != nil {
+				return fmt.Errorf("heal after %s, round %d: %w", f.name, i+1, err)
+			}
+		}
+	}
+	return nil
+}
+
+// leader is the machine that leads.
+func (c *cluster) leader(ctx context.Context) (*local.Machine, error) {
+	client, err := c.Client()
+	if err != nil {
+		return nil, err
+	}
+	lease, err := client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(ctx, "kube-controller-manager", metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range c.Machines {
+		if lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == m.Name && m.Running() {
+			return m, nil
+		}
+	}
+	return nil, errors.New("no machine that runs leads")
+}
+
+// settledLeader waits until some running machine leads.
+func (c *cluster) settledLeader(ctx context.Context) (m *local.Machine, err error) {
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		if m, err = c.leader(ctx); err == nil || time.Now().After(deadline) {
+			return m, err
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) error {
+	victim, err := c.settledLeader(ctx)
+	if err != nil {
+		return err
+	}
+	config, err := c.Config()
+	if err != nil {
+		return err
+	}
+	p, err := newProber(config)
+	if err != nil {
+		return err
+	}
+	w, err := newChain(ctx, p, name)
+	if err != nil {
+		return err
+	}
+	writing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	writes := make(chan time.Time, 1<<16)
+	broken := make(chan error, 1)
+	go func() { broken <- w.keepWriting(writing, name, writes) }()
+	if err := sleep(ctx, time.Second); err != nil {
+		return err
+	}
+	struck := time.Now()
+	injected := make(chan error, 1)
+	go func() { injected <- f.inject(ctx, victim) }()
+	bound, err := firstBinding(ctx, c, victim, name, struck)
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, time.Until(struck.Add(watchFor))); err != nil {
+		return err
+	}
+	if err := <-injected; err != nil {
+		return err
+	}
+	cancel()
+	if err := <-broken; err != nil {
+		return err
+	}
+	gap := longestGap(writes, struck)
+	b.say("%s (%s): no write for %v, first binding after %v; %d writes", f.name, victim.Name, gap, bound, w.written)
+	b.add(figure{Name: "write gap, " + f.name, Unit: "ms", Aim: "p50 300, worst 2000",
+		Includes: "longest time between two acknowledged writes, chained conditional updates through the virtual IP by a client that hedges after 40 ms, in the 3 s after; stock: 1–2 s for etcd alone"}, milliseconds(gap))
+	b.add(figure{Name: "first binding, " + f.name, Unit: "ms",
+		Includes: "from the fault to the binding of a pod that is created right after it; stock: 15–17 s"}, milliseconds(bound))
+	return nil
+}
+
+// keepWriting extends the chain until ctx ends, and tells when each write was acknowledged.
+func (c *chain) keepWriting(ctx context.Context, name string, writes chan<- time.Time) error {
+	defer close(writes)
+	for {
+		err := c.write(ctx, name)
+		switch {
+		case ctx.Err() != nil:
+			return nil //nolint:nilerr // it was told to stop
+		case err != nil:
+			return err
+		}
+		writes <- time.Now()
+		if err := sleep(ctx, 2*time.Millisecond); err != nil {
+			return nil //nolint:nilerr // it was told to stop
+		}
+	}
+}
+
+// longestGap is the longest time without an acknowledgement that ended after the fault.
+func longestGap(writes <-chan time.Time, struck time.Time) time.Duration {
+	var longest time.Duration
+	var last time.Time
+	for at := range writes {
+		if !last.IsZero() && at.After(struck) {
+			longest = max(longest, at.Sub(last))
+		}
+		last = at
+	}
+	return longest
+}
+
+// firstBinding creates a pod and waits until a scheduler has bound it.
+func firstBinding(ctx context.Context, c *cluster, victim *local.Machine, name string, struck time.Time) (time.Duration, error) {
+	config, err := c.Config()
+	if err != nil {
+		return 0, err
+	}
+	p, err := newProber(config)
+	if err != nil {
+		return 0, err
+	}
+	const collection = "/api/v1/namespaces/default/pods"
+	pod := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "barque.invalid/none:1", ImagePullPolicy: corev1.PullNever}}},
+	}
+	// The leader that is about to die must not be the one that binds it.
+	for victim.Running() {
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+	err = p.hedge(ctx, func(ctx context.Context, client *http.Client) error {
+		var made corev1.Pod
+		code, err := p.call(ctx, client, http.MethodPost, collection, pod, &made)
+		if code == http.StatusConflict {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = p.hedge(ctx, func(ctx context.Context, client *http.Client) error {
+		var found corev1.Pod
+		if _, err := p.call(ctx, client, http.MethodGet, collection+"/"+name, nil, &found); err != nil {
+			return err
+		}
+		if found.Spec.NodeName == "" {
+			return errors.New("no scheduler has bound the pod")
+		}
+		return nil
+	})
+	bound := time.Since(struck)
+	if err != nil {
+		return 0, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return 0, err
+	}
+	return bound, client.CoreV1().Pods("default").Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+}

@@ -1,0 +1,162 @@
+// Command bench measures Barque on this machine and writes docs/benchmarks.md: how long a cluster
+// takes to come up, what it weighs when idle, how long clients notice the loss of a machine, and
+// what the control plane carries. It needs root and bin/barque; `make bench` builds that.
+//
+// Every figure is absolute: median, least, greatest and how often it was taken. Nobody edits
+// the page by hand; a run with -only replaces the sections that it measured, a run with -quick
+// prints without writing.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// row is one section of the page.
+type row struct {
+	name  string
+	title string
+	run   func(context.Context, *bench) error
+}
+
+// rows lists what can be measured, in the page's order.
+func rows() []row {
+	return []row{
+		{"up", "A cluster of three comes up", measureUp},
+		{"start", "A control plane starts", measureStart},
+		{"idle", "What an idle cluster weighs", measureIdle},
+		{"gap", "What a client notices when the leader is lost", measureGap},
+		{"lost", "From a lost machine to the replacement pod", measureLost},
+		{"load", "Throughput of one control plane", measureLoad},
+	}
+}
+
+// bench is one run.
+type bench struct {
+	program string
+	quick   bool
+	rounds  int // overrides how often a figure is taken, when not 0
+	figures []figure
+	row     string
+}
+
+// times is how often to take a figure.
+func (b *bench) times(full, quick int) int {
+	switch {
+	case b.rounds > 0:
+		return b.rounds
+	case b.quick:
+		return quick
+	default:
+		return full
+	}
+}
+
+// say prints progress.
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  %s: %s\n", time.Now().Format(time.TimeOnly), b.row, fmt.Sprintf(format, args...))
+}
+
+// add records a sample of a figure of the current row.
+func (b *bench) add(spec figure, samples ...float64) {
+	for i := range b.figures {
+		if b.figures[i].Row == b.row && b.figures[i].Name == spec.Name {
+			b.figures[i].Samples = append(b.figures[i].Samples, samples...)
+			return
+		}
+	}
+	spec.Row, spec.Samples = b.row, samples
+	b.figures = append(b.figures, spec)
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	var names []string
+	for _, r := range rows() {
+		names = append(names, r.name)
+	}
+	b := &bench{}
+	only := flags.String("only", "", "comma separated `rows` to measure: "+strings.Join(names, ", "))
+	root := flags.String("root", ".", "the repository's `directory`")
+	flags.StringVar(&b.program, "program", os.Getenv("BARQUE_PROGRAM"), "the `binary` to measure; bin/barque by default")
+	flags.BoolVar(&b.quick, "quick", false, "small numbers, under two minutes; the page is not written")
+	flags.IntVar(&b.rounds, "n", 0, "take figures of whole clusters `n` times")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("it needs root, for network namespaces and containers")
+	}
+	if b.program == "" {
+		b.program = filepath.Join(*root, "bin", "barque")
+	}
+	program, err := filepath.Abs(b.program)
+	if err != nil {
+		return err
+	}
+	if b.program = program; !exists(program) {
+		return fmt.Errorf("%s is missing: run `make build` first", program)
+	}
+	chosen := names
+	if *only != "" {
+		chosen = strings.Split(*only, ",")
+	}
+	for _, name := range chosen {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("-only %s: there are %s", name, strings.Join(names, ", "))
+		}
+	}
+	if err := b.measure(ctx, chosen); err != nil {
+		return err
+	}
+	page, err := newPage(*root, b.figures, chosen)
+	if err != nil {
+		return err
+	}
+	fmt.Print(page.markdown())
+	if b.quick {
+		return nil
+	}
+	return page.write(*root)
+}
+
+func (b *bench) measure(ctx context.Context, chosen []string) error {
+	if err := cleanUp(ctx); err != nil {
+		return err
+	}
+	for _, r := range rows() {
+		if !slices.Contains(chosen, r.name) {
+			continue
+		}
+		b.row = r.name
+		b.say("%s", r.title)
+		if err := r.run(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

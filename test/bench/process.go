@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"barque.dev/internal/local"
+)
+
+// memory is what a process weighs, in MB of 1e6 bytes.
+type memory struct {
+	anon float64 // private: its own heap, stacks and data
+	pss  float64 // proportional: shared pages are divided by those who map them
+}
+
+func memoryOf(pid int) (memory, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return memory{}, err
+	}
+	defer func() { _ = f.Close() }()
+	var m memory
+	scan := bufio.NewScanner(f)
+	for scan.Scan() {
+		fields := strings.Fields(scan.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		kb, _ := strconv.ParseFloat(fields[1], 64)
+		switch fields[0] {
+		case "Pss:":
+			m.pss = kb * 1024 / 1e6
+		case "Anonymous:":
+			m.anon = kb * 1024 / 1e6
+		}
+	}
+	return m, scan.Err()
+}
+
+// cpuOf is the CPU time that a process has used, all threads, to the scheduler's clock tick.
+func cpuOf(pid int) (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat is short", pid)
+	}
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	// USER_HZ is 100 on every architecture that Linux' ABI knows for us.
+	return time.Duration(user+system) * 10 * time.Millisecond, nil
+}
+
+// processesWith lists the processes whose command line names path.
+func processesWith(path string) map[int]string {
+	found := map[int]string{}
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, e := range entries {
+		data, err := os.ReadFile(e)
+		if err != nil || !strings.Contains(string(data), path) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		if err == nil {
+			found[pid] = strings.ReplaceAll(string(data), "\x00", " ")
+		}
+	}
+	return found
+}
+
+// server is a control plane alone: `barque server --disable agent`.
+type server struct {
+	dir   string
+	url   string
+	cmd   *exec.Cmd
+	ended chan struct{}
+}
+
+// startServer starts one and waits until /readyz answers 200; it returns how long that took.
+func (b *bench) startServer(ctx context.Context, dir string, flags ...string) (*server, time.Duration, error) {
+	api, err := freePort()
+	if err != nil {
+		return nil, 0, err
+	}
+	peer, err := freePort()
+	if err != nil {
+		return nil, 0, err
+	}
+	log, err := os.OpenFile(dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = log.Close() }()
+	s := &server{dir: dir, url: "https://127.0.0.1:" + strconv.Itoa(api), ended: make(chan struct{})}
+	s.cmd = exec.Command(b.program, append([]string{"server", "--disable", "agent", "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
+		"--data-dir", dir, "--https-port", strconv.Itoa(api), "--etcd-peer-port", strconv.Itoa(peer), "--log-level", "warn"}, flags...)...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := time.Now()
+	if err := s.cmd.Start(); err != nil {
+		return nil, 0, err
+	}
+	go func() {
+		_ = s.cmd.Wait()
+		close(s.ended)
+	}()
+	if err := s.waitReady(ctx); err != nil {
+		s.stop()
+		return nil, 0, fmt.Errorf("%w (its log is %s.log)", err, dir)
+	}
+	return s, time.Since(started), nil
+}
+
+func (s *server) waitReady(ctx context.Context) error {
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // nothing is sent, and the CA does not exist yet
+	}}
+	defer client.CloseIdleConnections()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(time.Minute)
+	defer limit.Stop()
+	for {
+		if resp, err := client.Get(s.url + "/readyz"); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.ended:
+			return errors.New("the server ended before it was ready")
+		case <-limit.C:
+			return errors.New("the server was not ready within a minute")
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *server) pid() int { return s.cmd.Process.Pid }
+
+// config is the administrator's, with client-side limits off.
+func (s *server) config() (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags(s.url, filepath.Join(s.dir, "kubeconfig"))
+	if err != nil {
+		return nil, err
+	}
+	config.QPS = -1
+	return config, nil
+}
+
+// stop ends the server as an operator would.
+func (s *server) stop() {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.ended:
+	case <-time.After(20 * time.Second):
+		_ = s.cmd.Process.Kill()
+		<-s.ended
+	}
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = l.Close() }()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, errors.New("not a TCP address")
+	}
+	return addr.Port, nil
+}
+
+// tempDir is short, since sockets are below it, and named after this process.
+func tempDir() (string, error) {
+	return os.MkdirTemp("/tmp", fmt.Sprintf("bqbench-%d-", os.Getpid()))
+}
+
+// cleanUp removes what earlier runs that were killed left behind.
+func cleanUp(ctx context.Context) error {
+	old, _ := filepath.Glob("/tmp/bqbench-*")
+	for _, dir := range old {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(dir, "/tmp/bqbench-"), "-")
+		if exists("/proc/" + pid) {
+			continue
+		}
+		if exists(filepath.Join(dir, "cluster.yaml")) {
+			if err := local.Down(ctx, dir, func(string, ...any) {}); err != nil {
+				return fmt.Errorf("clean up after an earlier run: %w", err)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
