@@ -89,7 +89,9 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	if err := killCgroup(ctx, m.cgroup()); err != nil {
 		return fmt.Errorf("power off %s: %w", m.Name, err)
 	}
-	return m.clean(ctx)
+	// A process that is started straight into a control group which was killed before dies at
+	// once (cgroup_post_fork compares the groups' kill_seq): the next start needs a new group.
+	return errors.Join(m.clean(ctx), removeCgroup(m.cgroup()))
 }
 
 // start runs the machine's process unless it runs already. It outlives this one.
