@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 )
 
 // Streams are where the commands read and write.
@@ -20,22 +21,20 @@ type Streams struct {
 	Out, Err io.Writer
 }
 
-// errUsage marks an error of the command line itself.
-type errUsage struct{ error }
-
-func (e errUsage) Unwrap() error { return e.error }
-
 // Main runs one command line and returns the exit code.
 func Main(ctx context.Context, args []string, s Streams) int {
 	root := newRoot(s)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage errUsage
+	var exit errExit
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
-		_, _ = fmt.Fprintf(s.Err, "barque: %s; see `barque help`\n", oneLine(err))
+	case errors.As(err, &exit):
+		return int(exit)
+	case errors.As(err, &usage):
+		_, _ = fmt.Fprintf(s.Err, "barque: %s\n", oneLine(err))
 		return 2
 	default:
 		_, _ = fmt.Fprintf(s.Err, "barque: %s\n", oneLine(err))
@@ -51,11 +50,11 @@ func newRoot(s Streams) *cobra.Command {
 		Use:   "barque",
 		Short: "A highly available container platform that speaks the Kubernetes API",
 		Long: `Barque turns a handful of machines into a highly available cluster that speaks the
-Kubernetes API. Every server is a master; any of them may be lost.
-
-Try it on this machine alone:   sudo barque up
-Found a cluster:                sudo barque server --data-dir /var/lib/barque-server
-Add machines to it:             sudo barque token create, then what it prints`,
+Kubernetes API. Every server is a master; any of them may be lost.`,
+		Example: `  sudo barque up                                             # a cluster of three masters on this machine
+  sudo barque server --data-dir /var/lib/barque-server       # found a cluster on real machines
+  sudo barque token create                                   # then, on others, what it prints
+  sudo barque kubectl get nodes`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -63,7 +62,14 @@ Add machines to it:             sudo barque token create, then what it prints`,
 	root.SetOut(s.Out)
 	root.SetErr(s.Err)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
+	root.SetFlagErrorFunc(flagError)
+	root.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return errUsage{fmt.Errorf("there is no command %q: `barque help` lists what there is", args[0])}
+		}
+		return nil
+	}
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s),
 		newServer(s), newAgent(s), newMachine(s),
@@ -86,5 +92,32 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, errUsage{fmt.Errorf("--log-level %q: choose debug, info, warn or error", level)}
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+	handler := slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+	klog.SetSlogLogger(slog.New(oneDown{handler}))
+	return slog.New(handler), nil
 }
+
+// oneDown is for what the libraries of Kubernetes, and gRPC through them, say by themselves: they
+// call it a warning when a connection has to be made again, which is of interest to those who debug.
+type oneDown struct{ slog.Handler }
+
+func lower(l slog.Level) slog.Level { return l - (slog.LevelInfo - slog.LevelDebug) }
+
+// Enabled implements slog.Handler.
+func (h oneDown) Enabled(ctx context.Context, l slog.Level) bool {
+	return h.Handler.Enabled(ctx, lower(l))
+}
+
+// Handle implements slog.Handler.
+func (h oneDown) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = lower(r.Level)
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h oneDown) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return oneDown{h.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (h oneDown) WithGroup(name string) slog.Handler { return oneDown{h.Handler.WithGroup(name)} }

@@ -27,7 +27,10 @@ const (
 	defaultWorkers = 4
 	// A failing request comes again after 5 ms, 10 ms, … at most a minute.
 	minBackoff = 5 * time.Millisecond
-	maxBackoff = time.Minute
+	// quietRetries are not worth a warning, some 2.5 s together: much passes by itself, such as
+	// a role that another controller is about to fill.
+	quietRetries = 9
+	maxBackoff   = time.Minute
 )
 
 // RunnerConfig is what a Runner needs.
@@ -276,8 +279,11 @@ func (l *loop) next(ctx context.Context) bool {
 		l.queue.AddRateLimited(req)
 	default:
 		l.metrics.reconcileError(l.controller.Name)
-		l.log.Warn("reconcile", "namespace", req.Namespace, "name", req.Name, "error", err,
-			"retries", l.queue.NumRequeues(req))
+		level, retries := slog.LevelDebug, l.queue.NumRequeues(req)
+		if retries >= quietRetries {
+			level = slog.LevelWarn
+		}
+		l.log.Log(ctx, level, "reconcile", "namespace", req.Namespace, "name", req.Name, "error", err, "retries", retries)
 		l.queue.AddRateLimited(req)
 	}
 	return true

@@ -14,13 +14,19 @@ import (
 const (
 	// grace is how long a node may be silent before it is called not ready (stock: 40 s).
 	grace = 40 * time.Second
-	// suspectAfter is how long a connected node may be silent before the servers are asked.
-	suspectAfter = 3 * liveness.Beat
+	// suspectAfter is how long a connected node may be silent before it is looked at closely.
+	suspectAfter = liveness.Silent
 	// margin is added to the time in which a cut-off agent stops what must not run twice.
 	margin = 500 * time.Millisecond
 	// recheck is how soon a suspect is looked at again.
 	recheck = 250 * time.Millisecond
 )
+
+// askAfter is how long a node may be silent before the servers are asked: what they find out by
+// then is just old enough to condemn it.
+func askAfter(fenceAfter time.Duration) time.Duration {
+	return max(suspectAfter, fenceAfter+margin-liveness.ReachTimeout)
+}
 
 // LostAnnotation marks a node that the cluster itself declared lost, so that it takes back the
 // out-of-service taint when the node returns, and never one that an administrator set.

@@ -52,7 +52,7 @@ type controller struct {
 
 	mu    sync.Mutex
 	signs map[string]sign
-	began time.Time // of this term: nobody is silent for longer than we listen
+	began time.Time // of this term: nobody is silent for longer than we listen; zero before
 }
 
 // sign is a node's last sign of life in the API, and when this server saw it: clocks of
@@ -82,6 +82,7 @@ func New(deps kit.Deps, witness Witness, fenceAfter time.Duration) kit.Controlle
 			})
 			<-ctx.Done()
 			witness.Notify(nil)
+			c.end()
 			return nil
 		},
 		Reconcile: c.reconcile,
@@ -122,6 +123,9 @@ func (c *controller) note(node, value string) time.Duration {
 func (c *controller) silence(node string, now time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.began.IsZero() {
+		return 0
+	}
 	last := c.began
 	if s, ok := c.signs[node]; ok {
 		last = s.at
@@ -149,13 +153,21 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := c.apply(ctx, &node, v, now); err != nil {
 		return reconcile.Result{}, err
 	}
-	if e.leaseSilence >= suspectAfter && v == alive && !c.witness.LastHeard(node.Name).IsZero() {
-		return reconcile.Result{RequeueAfter: recheck}, nil
+	return reconcile.Result{RequeueAfter: c.lookAgain(&node, e, v)}, nil
+}
+
+// patience is how often a node is looked at without a reason.
+const patience = 5 * time.Second
+
+// lookAgain is when to look at the node again, if nothing happens before.
+func (c *controller) lookAgain(node *corev1.Node, e evidence, v verdict) time.Duration {
+	switch {
+	case v != alive:
+		return patience
+	case e.leaseSilence >= suspectAfter && !c.witness.LastHeard(node.Name).IsZero():
+		return max(recheck, askAfter(c.fenceAfter)-e.leaseSilence)
 	}
-	if v == alive {
-		return reconcile.Result{RequeueAfter: min(grace-e.leaseSilence, 5*time.Second)}, nil
-	}
-	return reconcile.Result{RequeueAfter: 5 * time.Second}, nil
+	return min(grace-e.leaseSilence, patience)
 }
 
 // begin starts a term: what was noted in an earlier one says nothing about the time between.
@@ -169,6 +181,13 @@ func (c *controller) begin() {
 	}
 }
 
+// end forgets when the term began, so that nobody is judged in the next one before that begins.
+func (c *controller) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.began = time.Time{}
+}
+
 func (c *controller) forget(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,7 +197,7 @@ func (c *controller) forget(node string) {
 // collect gathers the evidence; other servers are asked only about a suspect.
 func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Time) (evidence, error) {
 	e := evidence{leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter}
-	if e.leaseSilence < suspectAfter || c.witness.LastHeard(node.Name).IsZero() {
+	if e.leaseSilence < askAfter(c.fenceAfter) || c.witness.LastHeard(node.Name).IsZero() {
 		return e, nil
 	}
 	var nodes corev1.NodeList
@@ -194,6 +213,8 @@ func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Ti
 	if addr, ok := agentAddress(node); ok {
 		opinion := c.witness.Ask(ctx, node.Name, addr)
 		e.opinion = &opinion
+		// It may have been heard meanwhile, and else was silent for longer by now.
+		e.leaseSilence = c.silence(node.Name, c.deps.Clock.Now())
 	}
 	return e, nil
 }

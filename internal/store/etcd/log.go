@@ -3,23 +3,40 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"go.uber.org/zap/zapcore"
 )
 
 // slogCore lets etcd's zap logger write to slog. What etcd calls information is of interest to
-// those who debug it, so it goes one level down.
+// those who debug it, so it goes one level down. So do its warnings: connections between members
+// break and are made again whenever one starts or stops, and whether the others are well is told by
+// the failure detector. Only those that tell of a slow disk or of overload stay.
 type slogCore struct {
 	log *slog.Logger
 }
 
-func slogLevel(l zapcore.Level) slog.Level {
+// tells says whether a warning is one of those that stay.
+func tells(message string) bool {
+	return begins(message, "slow fdatasync", "sync duration of", "apply request took too long", "request took too long",
+		"leader failed to send out heartbeat on time", "database space exceeded")
+}
+
+// harmless says whether an error tells of nothing wrong: a new cluster has no term yet.
+func harmless(message string) bool { return begins(message, "failed to update storage version") }
+
+func begins(message string, with ...string) bool {
+	return slices.ContainsFunc(with, func(s string) bool { return strings.HasPrefix(message, s) })
+}
+
+func slogLevel(l zapcore.Level, message string) slog.Level {
 	switch {
-	case l >= zapcore.ErrorLevel:
+	case l >= zapcore.ErrorLevel && !harmless(message):
 		return slog.LevelError
-	case l == zapcore.WarnLevel:
+	case l == zapcore.WarnLevel && tells(message):
 		return slog.LevelWarn
-	case l == zapcore.InfoLevel:
+	case l >= zapcore.InfoLevel:
 		return slog.LevelDebug
 	default:
 		return slog.LevelDebug - 4
@@ -28,7 +45,8 @@ func slogLevel(l zapcore.Level) slog.Level {
 
 // Enabled implements zapcore.Core.
 func (c *slogCore) Enabled(l zapcore.Level) bool {
-	return c.log.Enabled(context.Background(), slogLevel(l))
+	// The message is not known yet: Check looks again.
+	return l >= zapcore.WarnLevel || c.log.Enabled(context.Background(), slogLevel(l, ""))
 }
 
 // With implements zapcore.Core.
@@ -38,7 +56,7 @@ func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
 
 // Check implements zapcore.Core.
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) {
+	if c.log.Enabled(context.Background(), slogLevel(e.Level, e.Message)) {
 		return ce.AddCore(e, c)
 	}
 	return ce
@@ -46,7 +64,7 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 // Write implements zapcore.Core.
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), slogLevel(e.Level), e.Message, slogArgs(fields)...)
+	c.log.Log(context.Background(), slogLevel(e.Level, e.Message), e.Message, slogArgs(fields)...)
 	return nil
 }
 
