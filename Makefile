@@ -33,7 +33,7 @@ FORCE:
 test: build unit integration ## all tests, unit and integration
 
 unit: programs
-	$(GO) test -race -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/...)
+	$(GO) test -race -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 ./test/integration/...

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"barque.dev/internal/testkit"
 )
 
 func testOptions(t *testing.T) options {
@@ -110,9 +112,5 @@ func TestStops(t *testing.T) {
 
 func wait(t *testing.T, check func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !check(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain")
-		}
-	}
+	testkit.Eventually(t, 10*time.Second, "what it waits for", testkit.Holds(check))
 }

@@ -31,6 +31,7 @@ import (
 	"barque.dev/internal/agent/cri/critest"
 	"barque.dev/internal/agent/live"
 	runtimecgroup "barque.dev/internal/runtime/cgroup"
+	"barque.dev/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -120,16 +121,12 @@ func (c *cluster) start() (stop func()) {
 // eventually waits until the condition holds.
 func (c *cluster) eventually(what string, f func() bool) {
 	c.Helper()
-	deadline := time.Now().Add(15 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			for _, p := range c.pods() {
-				c.Logf("pod %s: %+v", p.Name, p.Status)
-			}
-			c.Logf("runtime: %v", c.runtime.Calls())
-			c.Fatalf("not in time: %s", what)
+	if err := testkit.Poll(15*time.Second, testkit.Holds(f)); err != nil {
+		for _, p := range c.pods() {
+			c.Logf("pod %s: %+v", p.Name, p.Status)
 		}
-		time.Sleep(5 * time.Millisecond)
+		c.Logf("runtime: %v", c.runtime.Calls())
+		c.Fatalf("not in time: %s", what)
 	}
 }
 

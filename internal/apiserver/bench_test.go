@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"barque.dev/internal/testkit"
 )
 
 // benchPod is an ordinary pod, written as a client writes it.
@@ -185,9 +187,9 @@ func BenchmarkWatch(b *testing.B) {
 	events := b.N/watchers + 1
 	b.ResetTimer()
 	c.createPods(b, clients, events)
-	for received.Load() < int64(events*watchers) {
-		time.Sleep(time.Millisecond)
-	}
+	testkit.Eventually(b, time.Minute, "all events are received", testkit.Holds(func() bool {
+		return received.Load() >= int64(events*watchers)
+	}))
 	b.StopTimer()
 	b.ReportMetric(float64(events*watchers)/b.Elapsed().Seconds(), "events/s")
 	c.stop()

@@ -23,6 +23,7 @@ import (
 	"barque.dev/internal/controllers/job"
 	"barque.dev/internal/controllers/replicaset"
 	"barque.dev/internal/controllers/statefulset"
+	"barque.dev/internal/testkit"
 )
 
 func template(app string) corev1.PodTemplateSpec {
@@ -144,11 +145,7 @@ func edit(t *testing.T, w *controllertest.World, obj client.Object, change func(
 
 func eventually(t *testing.T, w *controllertest.World, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in time: %s; events %q", what, w.Events())
-		}
-		time.Sleep(2 * time.Millisecond)
+	if err := testkit.Poll(30*time.Second, testkit.Holds(f)); err != nil {
+		t.Fatalf("not in time: %s; events %q", what, w.Events())
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"barque.dev/internal/network/namespace"
 	"barque.dev/internal/network/proxy"
 	"barque.dev/internal/network/routes"
+	"barque.dev/internal/testkit"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -441,17 +442,7 @@ func exchange(c net.Conn) (name string, source netip.AddrPort, err error) {
 // eventually waits until f returns nil.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	testkit.Eventually(t, 10*time.Second, what, f)
 }
 
 func giveAddress(t testing.TB, h *host, link, address string) {

@@ -330,7 +330,7 @@ func TestSessionAffinity(t *testing.T) {
 	spread(t, c.host, "tcp", address, 20, stuck[c])
 	// After the timeout the choice is free again.
 	eventually(t, "free choice after the timeout", func() error {
-		time.Sleep(time.Duration(timeout)*time.Second + 100*time.Millisecond) // the time under test
+		<-time.After(time.Duration(timeout)*time.Second + 100*time.Millisecond) // the time under test
 		name, _, err := c.ask("tcp", address)
 		if err == nil && name == stuck[c] {
 			err = errors.New("the same endpoint, perhaps by chance")

@@ -230,7 +230,7 @@ func TestWithoutLeader(t *testing.T) {
 	}
 	// A short loss is waited out.
 	f.loseLeader()
-	go func() { time.Sleep(5 * time.Millisecond); f.newLeader() }()
+	time.AfterFunc(5*time.Millisecond, f.newLeader)
 	if _, err := s.ReadIndex(t.Context()); err != nil {
 		t.Errorf("read over a short loss: %v", err)
 	}

@@ -35,6 +35,8 @@ import (
 	"barque.dev/internal/runtime/cgroup"
 	"barque.dev/internal/runtime/containerd"
 	"barque.dev/internal/runtime/images"
+	"barque.dev/internal/testkit"
+	"barque.dev/internal/testkit/sweep"
 )
 
 const (
@@ -67,14 +69,7 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nodes := filepath.Join(os.TempDir(), "nodes")
-	if err := os.MkdirAll(nodes, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.MkdirTemp(nodes, "a")
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := sweep.Place(t)
 	r, err := containerd.New(runtimeConfig(data, programs))
 	if err != nil {
 		t.Fatal(err)
@@ -209,20 +204,16 @@ func (m *machine) pod(name string) *corev1.Pod {
 
 func (m *machine) eventually(what string, f func() bool) {
 	m.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			list, _ := m.client.CoreV1().Pods("").List(context.Background(), metav1.ListOptions{})
-			for i := range list.Items {
-				m.Logf("pod %s: %+v", list.Items[i].Name, list.Items[i].Status)
-			}
-			events, _ := m.client.CoreV1().Events("").List(context.Background(), metav1.ListOptions{})
-			for i := range events.Items {
-				m.Logf("event %s: %s", events.Items[i].Reason, events.Items[i].Message)
-			}
-			m.Fatalf("not in time: %s", what)
+	if err := testkit.Poll(60*time.Second, testkit.Holds(f)); err != nil {
+		list, _ := m.client.CoreV1().Pods("").List(context.Background(), metav1.ListOptions{})
+		for i := range list.Items {
+			m.Logf("pod %s: %+v", list.Items[i].Name, list.Items[i].Status)
 		}
-		time.Sleep(20 * time.Millisecond)
+		events, _ := m.client.CoreV1().Events("").List(context.Background(), metav1.ListOptions{})
+		for i := range events.Items {
+			m.Logf("event %s: %s", events.Items[i].Reason, events.Items[i].Message)
+		}
+		m.Fatalf("not in time: %s", what)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"barque.dev/internal/agent/cri/critest"
 	"barque.dev/internal/agent/nodestatus"
+	"barque.dev/internal/testkit"
 )
 
 func TestCollect(t *testing.T) {
@@ -144,11 +145,5 @@ func TestReporter(t *testing.T) {
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in time: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	testkit.Eventually(t, 10*time.Second, what, testkit.Holds(f))
 }

@@ -17,6 +17,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"barque.dev/internal/agent/objects"
+	"barque.dev/internal/testkit"
 )
 
 func podWith(configMap, secret string) *corev1.Pod {
@@ -79,13 +80,7 @@ func watches(client *fake.Clientset) int {
 
 func eventually(t *testing.T, f func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !f() {
-		if time.Now().After(deadline) {
-			t.Fatal("not in time")
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	testkit.Eventually(t, 10*time.Second, "what it waits for", testkit.Holds(f))
 }
 
 func TestTokens(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	clientset "k8s.io/client-go/kubernetes/fake"
 
 	"barque.dev/internal/cluster/balance"
+	"barque.dev/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -146,16 +147,7 @@ func (c *cluster) backend(address string) *backend {
 // eventually waits until f holds.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !f() {
-		select {
-		case <-deadline:
-			t.Fatalf("not in time: %s", what)
-		case <-tick.C:
-		}
-	}
+	testkit.Eventually(t, 20*time.Second, what, testkit.Holds(f))
 }
 
 func TestKeepsToOneAndFailsOver(t *testing.T) {

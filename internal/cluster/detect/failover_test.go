@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"barque.dev/internal/testkit"
 )
 
 // writer creates one object after the other through whichever server answers first: it asks the
@@ -93,7 +95,7 @@ func (w *writer) run(ctx context.Context) {
 				if r.err == nil {
 					first, done = r.server, true
 				} else if len(results) == 0 {
-					time.Sleep(time.Millisecond)
+					<-time.After(time.Millisecond) // a client's pause before it tries again
 					next = (next + 1) % len(w.lines)
 					ask(next)
 				}
@@ -141,13 +143,7 @@ func (m *machines) through(name string, fault func()) (*writer, time.Duration) {
 	more := func(n int) {
 		m.tb.Helper()
 		target := w.count() + n
-		deadline := time.Now().Add(patience)
-		for w.count() < target {
-			if time.Now().After(deadline) {
-				m.tb.Fatalf("%s: writes don't succeed", name)
-			}
-			time.Sleep(2 * time.Millisecond)
-		}
+		testkit.Eventually(m.tb, patience, name+": writes succeed", testkit.Holds(func() bool { return w.count() >= target }))
 	}
 	more(20)
 	at := time.Now()

@@ -20,6 +20,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"barque.dev/internal/testkit"
 )
 
 const (
@@ -74,10 +76,11 @@ func machineMain(own string) error {
 				hctx, cancel := context.WithCancel(ctx)
 				done := make(chan error, 1)
 				go func() { done <- hold(hctx) }()
-				for !v.Held() {
-					time.Sleep(100 * time.Microsecond)
-				}
 				stop = func() { cancel(); <-done }
+				if err := testkit.Poll(10*time.Second, testkit.Holds(v.Held)); err != nil {
+					stop()
+					return fmt.Errorf("the address is not held: %w", err)
+				}
 			case "release":
 				stop()
 			case "conflicts":

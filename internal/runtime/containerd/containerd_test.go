@@ -19,6 +19,7 @@ import (
 	"barque.dev/internal/runtime"
 	"barque.dev/internal/runtime/cgroup"
 	"barque.dev/internal/runtime/images"
+	"barque.dev/internal/testkit"
 )
 
 // busybox is the name of the image that pods of tests run.
@@ -148,15 +149,7 @@ func (n *node) pid(t *testing.T) int {
 // eventually waits for something that this machine's other processes do.
 func eventually(t *testing.T, what string, check func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for !check() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("waited in vain until %s", what)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	testkit.Eventually(t, 30*time.Second, what, testkit.Holds(check))
 }
 
 func TestPod(t *testing.T) {

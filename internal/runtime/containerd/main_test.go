@@ -3,14 +3,10 @@ package containerd
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,78 +15,19 @@ import (
 	"barque.dev/internal/runtime"
 	"barque.dev/internal/runtime/bundle"
 	"barque.dev/internal/runtime/cgroup"
+	"barque.dev/internal/testkit/sweep"
 )
 
-// sweepEnv makes this test binary a sweeper instead of a test: see [TestMain].
-const sweepEnv = "BARQUE_TEST_SWEEP"
-
-// TestMain starts a second process that cleans up after the tests even when they are killed:
-// a containerd and its pods outlive whoever started them. It waits for the end of its standard
-// input, which comes with the end of the tests however they end, and then stops every node in
-// the directory it was given.
+// TestMain cleans up after the tests even when they are killed: a containerd and its pods outlive
+// whoever started them.
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(sweepEnv); dir != "" {
-		os.Exit(sweep(dir))
-	}
-	code, err := runTests(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func runTests(m *testing.M) (int, error) {
-	dir, err := os.MkdirTemp("", "barque-containerd-")
-	if err != nil {
-		return 1, err
-	}
-	program, err := os.Executable()
-	if err != nil {
-		return 1, err
-	}
-	sweeper := exec.Command(program)
-	sweeper.Env = append(os.Environ(), sweepEnv+"="+dir)
-	sweeper.Stdout, sweeper.Stderr = os.Stdout, os.Stderr
-	sweeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	end, err := sweeper.StdinPipe()
-	if err != nil {
-		return 1, err
-	}
-	if err := sweeper.Start(); err != nil {
-		return 1, err
-	}
-	if err := os.Setenv("TMPDIR", dir); err != nil {
-		return 1, err
-	}
-	code := m.Run()
-	if err := end.Close(); err != nil {
-		return 1, err
-	}
-	return code, sweeper.Wait()
-}
-
-// sweep waits for the tests' end and removes what they left. What it finds to stop is a
-// failure: tests clean up after themselves unless they were killed.
-func sweep(dir string) int {
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	code := 0
-	nodes, _ := filepath.Glob(filepath.Join(dir, "nodes", "*"))
-	for _, data := range nodes {
-		code = 1
+	os.Exit(sweep.Main(m, func(ctx context.Context, data string) error {
 		r, err := New(testConfig(data))
-		if err == nil {
-			err = errors.Join(r.Stop(ctx), cgroup.Remove(ctx, r.cfg.CgroupRoot))
+		if err != nil {
+			return err
 		}
-		fmt.Fprintln(os.Stderr, "swept up after", data, err)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
+		return errors.Join(r.Stop(ctx), cgroup.Remove(ctx, r.cfg.CgroupRoot))
+	}))
 }
 
 // testConfig is the configuration of a test's node. All of it follows from the data directory.
@@ -125,14 +62,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nodes := filepath.Join(os.TempDir(), "nodes")
-	if err := os.MkdirAll(nodes, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.MkdirTemp(nodes, "n")
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := sweep.Place(t)
 	cfg := testConfig(data)
 	if cfg.Programs, err = packed.Unpack(filepath.Join(os.TempDir(), "bin")); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"barque.dev/internal/testkit"
 )
 
 func TestNormalize(t *testing.T) {
@@ -208,19 +210,14 @@ func TestPauseProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	status := filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "status")
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	testkit.Eventually(t, 10*time.Second, "it sleeps with SIGCHLD ignored", func() error {
 		data, err := os.ReadFile(status)
-		if err != nil {
-			t.Fatal(err)
-		}
 		// Bit 16 is SIGCHLD, the 17th signal; S is sleeping.
-		if bytes.Contains(data, []byte("SigIgn:\t0000000000010000")) && bytes.Contains(data, []byte("State:\tS")) {
-			break
+		if err == nil && !(bytes.Contains(data, []byte("SigIgn:\t0000000000010000")) && bytes.Contains(data, []byte("State:\tS"))) {
+			err = errors.New(string(data))
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("it does not sleep with SIGCHLD ignored:\n%s", data)
-		}
-	}
+		return err
+	})
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
