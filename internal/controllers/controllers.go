@@ -17,6 +17,7 @@ import (
 	"barque.dev/internal/controllers/deployment"
 	"barque.dev/internal/controllers/endpoints"
 	"barque.dev/internal/controllers/endpointslice"
+	"barque.dev/internal/controllers/endpointslicemirroring"
 	"barque.dev/internal/controllers/gc"
 	"barque.dev/internal/controllers/job"
 	"barque.dev/internal/controllers/kit"
@@ -54,6 +55,8 @@ type Cluster struct {
 	// not run twice.
 	Witness    nodelifecycle.Witness
 	FenceAfter time.Duration
+	// Prober finds out which servers can be reached.
+	Prober kubernetes.Prober
 }
 
 // All lists the cluster's controllers. One more controller is one more line.
@@ -68,8 +71,9 @@ func All(deps Deps, c Cluster) []Controller {
 		job.NewTTL(deps),
 		cronjob.New(deps),
 		endpointslice.New(deps),
+		endpointslicemirroring.New(deps),
 		endpoints.New(deps),
-		kubernetes.New(deps),
+		kubernetes.New(deps, c.Prober),
 		namespace.New(deps),
 		gc.New(deps),
 		serviceaccount.New(deps),

@@ -55,7 +55,7 @@ func (s *Server) openLoops(context.Context) (err error) {
 		Client: own, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
 	}, controllers.Cluster{
 		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
-		Witness: s.tracker, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
+		Witness: s.tracker, Prober: s.tracker, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
 	})
 	all = append(all, s.roleAggregation(own))
 	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{

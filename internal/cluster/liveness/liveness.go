@@ -182,12 +182,39 @@ func (t *Tracker) look(ctx context.Context, node string, addr netip.AddrPort) re
 
 // answers tells whether the machine at addr answers a connection attempt in any way.
 func answers(ctx context.Context, addr netip.AddrPort) bool {
-	conn, err := (&net.Dialer{Timeout: ReachTimeout}).DialContext(ctx, "tcp", addr.String())
-	if err == nil {
+	return knock(ctx, addr, ReachTimeout) != Mute
+}
+
+// Reply is what becomes of an attempt to connect.
+type Reply int
+
+const (
+	// Mute: nothing answered in time.
+	Mute Reply = iota
+	// Refused: the machine's kernel says that nobody listens there.
+	Refused
+	// Accepted: somebody listens there, or did until a moment ago.
+	Accepted
+)
+
+// knockTimeout is enough for a kernel on the same network, however busy its processes are.
+const knockTimeout = 500 * time.Millisecond
+
+// Knock tries to connect to another server, and tells what becomes of it within half a second.
+func (t *Tracker) Knock(ctx context.Context, addr netip.AddrPort) Reply {
+	return knock(ctx, addr, knockTimeout)
+}
+
+func knock(ctx context.Context, addr netip.AddrPort, timeout time.Duration) Reply {
+	conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, "tcp", addr.String())
+	switch {
+	case err == nil:
 		_ = conn.Close()
-		return true
+		return Accepted
+	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET):
+		return Refused
 	}
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
+	return Mute
 }
 
 // Opinion is what the servers together know of a node.

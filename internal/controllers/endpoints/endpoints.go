@@ -1,7 +1,7 @@
 // Package endpoints publishes the pods behind each service as Endpoints, the older kind that
 // some programs still read. EndpointSlices are what proxies and DNS use.
 //
-//nolint:staticcheck // Endpoints is deprecated by upstream, and served all the same.
+//lint:file-ignore SA1019 Endpoints is deprecated by upstream, and served all the same.
 package endpoints
 
 import (
@@ -26,7 +26,7 @@ const (
 	// capacity is how many addresses an object holds; what is over is cut (stock's bound).
 	capacity = 1000
 	// managedBy keeps others from mirroring the object into slices.
-	managedBy      = "endpoints-controller"
+	managedBy      = "endpoint-controller"
 	managedByLabel = "endpoints.kubernetes.io/managed-by"
 )
 
@@ -49,11 +49,8 @@ func New(deps kit.Deps) kit.Controller {
 func ensure(ctx context.Context, c client.Client, req reconcile.Request) error {
 	var s corev1.Service
 	if err := c.Get(ctx, req.NamespacedName, &s); apierrors.IsNotFound(err) {
+		// Also what somebody wrote by hand: as with stock, a service's endpoints go with it.
 		gone := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: req.Namespace, Name: req.Name}}
-		var have corev1.Endpoints
-		if err := c.Get(ctx, req.NamespacedName, &have); err != nil || have.Labels[managedByLabel] != managedBy {
-			return client.IgnoreNotFound(err)
-		}
 		return client.IgnoreNotFound(c.Delete(ctx, gone))
 	} else if err != nil {
 		return err

@@ -1,8 +1,17 @@
+//lint:file-ignore SA1019 Endpoints is deprecated, but stock still publishes this one.
+
 // Package kubernetes keeps the endpoints of the service default/kubernetes, through which pods
-// reach the API: the servers that live, as their identity Leases in kube-system tell.
+// reach the API: the servers that live.
+//
+// A server lives while it holds its identity Lease in kube-system, which lasts for seconds after
+// its death. So the leader also knocks at every server's door twice a second: one that refuses,
+// or stays silent three times, leaves the service at once, and returns when it has renewed its
+// lease since and answers again. A server that is merely busy keeps its place, since the
+// kernel accepts connections for it.
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	barqueclient "barque.dev/internal/client"
+	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/controllers/kit"
 )
 
@@ -37,61 +47,107 @@ const (
 	service = "kubernetes"
 )
 
+// Prober tries servers; *liveness.Tracker is one.
+type Prober interface {
+	// Knock tells what becomes of a connection attempt, within a bound of its own.
+	Knock(ctx context.Context, addr netip.AddrPort) liveness.Reply
+}
+
+type controller struct {
+	deps   kit.Deps
+	prober Prober
+	watch  lookout
+}
+
 // New makes the controller.
-func New(deps kit.Deps) kit.Controller {
-	one := func(e barqueclient.Event) []reconcile.Request {
-		lease := e.Object().(*coordinationv1.Lease)
-		if lease.Labels[IdentityLabel] != IdentityValue {
-			return nil
-		}
-		return []reconcile.Request{{}}
-	}
+func New(deps kit.Deps, prober Prober) kit.Controller {
+	c := &controller{deps: deps, prober: prober}
 	return kit.Controller{
-		Name:    "kubernetes-service",
-		Account: "endpointslice-controller",
-		Watches: []kit.Watch{{Kind: &coordinationv1.Lease{}, Requests: one}},
-		Workers: 1,
-		Reconcile: func(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-			return ensure(ctx, deps.Client, deps.Clock.Now())
-		},
+		Name:      "kubernetes-service",
+		Account:   "endpointslice-controller",
+		Watches:   []kit.Watch{{Kind: &coordinationv1.Lease{}, Requests: fromLease}},
+		Source:    c.probe,
+		Workers:   1,
+		Reconcile: func(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) { return c.ensure(ctx) },
 	}
 }
 
-func ensure(ctx context.Context, c client.Client, now time.Time) (reconcile.Result, error) {
+// fromLease is woken by servers' leases. Of one that stays as it is but for its renewal, only
+// the return of a server that was seen dead can change anything, and probe sees to that.
+func fromLease(e barqueclient.Event) []reconcile.Request {
+	if e.Object().GetLabels()[IdentityLabel] != IdentityValue {
+		return nil
+	}
+	before, _ := e.Old.(*coordinationv1.Lease)
+	after, _ := e.New.(*coordinationv1.Lease)
+	if before != nil && after != nil && before.Annotations[AddressAnnotation] == after.Annotations[AddressAnnotation] && holds(before, after) {
+		return nil
+	}
+	return []reconcile.Request{{}}
+}
+
+// holds tells whether a lease was renewed before it ran out.
+func holds(before, after *coordinationv1.Lease) bool {
+	end, ok := expiry(before)
+	return ok && after.Spec.RenewTime != nil && after.Spec.RenewTime.Time.Before(end)
+}
+
+func (c *controller) leases(ctx context.Context) ([]coordinationv1.Lease, error) {
 	var leases coordinationv1.LeaseList
-	err := c.List(ctx, &leases, client.InNamespace(metav1.NamespaceSystem), client.MatchingLabels{IdentityLabel: IdentityValue})
+	err := c.deps.Client.List(ctx, &leases, client.InNamespace(metav1.NamespaceSystem), client.MatchingLabels{IdentityLabel: IdentityValue})
+	if err != nil {
+		return nil, fmt.Errorf("list the servers' leases: %w", err)
+	}
+	return leases.Items, nil
+}
+
+func (c *controller) ensure(ctx context.Context) (reconcile.Result, error) {
+	leases, err := c.leases(ctx)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	servers, next := alive(leases.Items, now)
+	living, next := alive(leases, c.deps.Clock.Now())
+	servers := c.watch.present(living)
 	if len(servers) == 0 {
 		// This one lives, so the leases lag: emptying the service would cut everybody off.
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
-	err = errors.Join(ensureSlice(ctx, c, servers), ensureEndpoints(ctx, c, servers))
+	err = errors.Join(ensureSlice(ctx, c.deps.Client, servers), ensureEndpoints(ctx, c.deps.Client, servers))
 	return reconcile.Result{RequeueAfter: next}, err
 }
 
-// alive returns the addresses of the servers whose lease holds, sorted, and how long until the
-// next one runs out.
-func alive(leases []coordinationv1.Lease, now time.Time) ([]netip.AddrPort, time.Duration) {
-	var servers []netip.AddrPort
+// server is one that holds its lease.
+type server struct {
+	addr    netip.AddrPort
+	renewed time.Time
+}
+
+func expiry(l *coordinationv1.Lease) (time.Time, bool) {
+	if l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil {
+		return time.Time{}, false
+	}
+	return l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second), true
+}
+
+// alive returns the servers whose lease holds, sorted, and how long until the next lease runs
+// out.
+func alive(leases []coordinationv1.Lease, now time.Time) ([]server, time.Duration) {
+	var servers []server
 	next := time.Minute
 	for i := range leases {
 		l := &leases[i]
 		addr, err := netip.ParseAddrPort(l.Annotations[AddressAnnotation])
-		if err != nil || l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil {
+		end, ok := expiry(l)
+		if err != nil || !ok || !end.After(now) {
 			continue
 		}
-		left := l.Spec.RenewTime.Add(time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second).Sub(now)
-		if left <= 0 {
-			continue
-		}
-		servers = append(servers, addr)
-		next = min(next, left+100*time.Millisecond)
+		servers = append(servers, server{addr, l.Spec.RenewTime.Time})
+		next = min(next, end.Sub(now)+100*time.Millisecond)
 	}
-	slices.SortFunc(servers, func(a, b netip.AddrPort) int { return strings.Compare(a.String(), b.String()) })
-	return slices.Compact(servers), next
+	slices.SortFunc(servers, func(a, b server) int {
+		return cmp.Or(strings.Compare(a.addr.String(), b.addr.String()), b.renewed.Compare(a.renewed))
+	})
+	return slices.CompactFunc(servers, func(a, b server) bool { return a.addr == b.addr }), next
 }
 
 func ensureSlice(ctx context.Context, c client.Client, servers []netip.AddrPort) error {
@@ -130,19 +186,18 @@ func ensureSlice(ctx context.Context, c client.Client, servers []netip.AddrPort)
 
 // ensureEndpoints serves those who still read the older kind.
 func ensureEndpoints(ctx context.Context, c client.Client, servers []netip.AddrPort) error {
-	//nolint:staticcheck // Endpoints is deprecated, but stock still publishes this one.
 	want := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{
 		Namespace: metav1.NamespaceDefault, Name: service,
 		// The slice is written beside it: nobody shall mirror this object into another.
 		Labels: map[string]string{discoveryv1.LabelSkipMirror: strconv.FormatBool(true)},
 	}}
-	subset := corev1.EndpointSubset{Ports: []corev1.EndpointPort{{Name: "https", Port: int32(servers[0].Port()), Protocol: corev1.ProtocolTCP}}} //nolint:staticcheck // as above
+	subset := corev1.EndpointSubset{Ports: []corev1.EndpointPort{{Name: "https", Port: int32(servers[0].Port()), Protocol: corev1.ProtocolTCP}}}
 	for _, s := range servers {
 		subset.Addresses = append(subset.Addresses, corev1.EndpointAddress{IP: s.Addr().String()})
 	}
 	want.Subsets = append(want.Subsets, subset)
 
-	var have corev1.Endpoints //nolint:staticcheck // as above
+	var have corev1.Endpoints
 	err := c.Get(ctx, client.ObjectKeyFromObject(want), &have)
 	switch {
 	case apierrors.IsNotFound(err):
