@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Nodes may not set the deprecated configSource, so it is read.
+
 package admission
 
 import (

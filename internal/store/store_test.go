@@ -388,11 +388,11 @@ func TestStoppedStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	tbl := register(t, s, configMaps())
-	c, err := tbl.Watch(0)
-	if !errors.Is(err, store.ErrCompacted) {
+	if _, err := tbl.Watch(0); !errors.Is(err, store.ErrCompacted) {
 		t.Errorf("watch of history before the load: %v", err)
 	}
-	if c, err = tbl.Watch(s.Revision()); err != nil {
+	c, err := tbl.Watch(s.Revision())
+	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

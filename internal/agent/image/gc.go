@@ -97,13 +97,14 @@ func (p *Puller) disk(ctx context.Context) (used, size int64, err error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("image file system: %w", err)
 	}
-	for _, f := range info.GetImageFilesystems() {
-		var st unix.Statfs_t
-		if err := unix.Statfs(f.GetFsId().GetMountpoint(), &st); err != nil {
-			return 0, 0, fmt.Errorf("image file system %s: %w", f.GetFsId().GetMountpoint(), err)
-		}
-		size = int64(st.Blocks) * st.Bsize
-		return size - int64(st.Bavail)*st.Bsize, size, nil
+	systems := info.GetImageFilesystems()
+	if len(systems) == 0 {
+		return 0, 0, nil
 	}
-	return 0, 0, nil
+	var st unix.Statfs_t
+	if err := unix.Statfs(systems[0].GetFsId().GetMountpoint(), &st); err != nil {
+		return 0, 0, fmt.Errorf("image file system %s: %w", systems[0].GetFsId().GetMountpoint(), err)
+	}
+	size = int64(st.Blocks) * st.Bsize
+	return size - int64(st.Bavail)*st.Bsize, size, nil
 }

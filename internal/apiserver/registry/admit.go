@@ -219,5 +219,6 @@ func dedupOwners(ctx context.Context, obj runtime.Object, afterAdmission bool) {
 // uidConflict is the error for a UID precondition that does not hold.
 func uidConflict(req Request, wanted, have types.UID) error {
 	return apierrors.NewConflict(req.groupResource(), req.Name,
-		fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", wanted, have)) //nolint:staticcheck // stock's words, which clients show
+		//lint:ignore ST1005 stock's words, which clients show
+		fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", wanted, have))
 }

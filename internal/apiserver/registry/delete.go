@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Old clients still send orphanDependents.
+
 package registry
 
 import (
@@ -292,8 +294,8 @@ func propagation(ctx context.Context, req Request, m metav1.Object, opts *metav1
 	if !supported {
 		return false, false
 	}
-	if opts.OrphanDependents != nil { //nolint:staticcheck // old clients still send it
-		return *opts.OrphanDependents, false //nolint:staticcheck // as above
+	if opts.OrphanDependents != nil {
+		return *opts.OrphanDependents, false
 	}
 	if opts.PropagationPolicy != nil {
 		switch *opts.PropagationPolicy {
@@ -318,7 +320,7 @@ func propagation(ctx context.Context, req Request, m metav1.Object, opts *metav1
 
 // warnOfOrphans tells clients of the old kinds that keep their dependents by default.
 func warnOfOrphans(ctx context.Context, req Request, opts *metav1.DeleteOptions) {
-	if opts.PropagationPolicy != nil || opts.OrphanDependents != nil { //nolint:staticcheck // old clients still send it
+	if opts.PropagationPolicy != nil || opts.OrphanDependents != nil {
 		return
 	}
 	if orphan, _ := req.Resource.Rules.GarbageCollection(ctx); orphan && req.Resource.Group == "batch" && req.Resource.Resource == "jobs" {
@@ -365,8 +367,8 @@ func namespaceFinalizers(ns *corev1.Namespace, opts *metav1.DeleteOptions) ([]st
 	orphan := slices.Contains(ns.Finalizers, metav1.FinalizerOrphanDependents)
 	foreground := slices.Contains(ns.Finalizers, metav1.FinalizerDeleteDependents)
 	switch {
-	case opts.OrphanDependents != nil: //nolint:staticcheck // old clients still send it
-		orphan, foreground = *opts.OrphanDependents, !*opts.OrphanDependents //nolint:staticcheck // as above
+	case opts.OrphanDependents != nil:
+		orphan, foreground = *opts.OrphanDependents, !*opts.OrphanDependents
 	case opts.PropagationPolicy != nil:
 		orphan = *opts.PropagationPolicy == metav1.DeletePropagationOrphan
 		foreground = *opts.PropagationPolicy == metav1.DeletePropagationForeground

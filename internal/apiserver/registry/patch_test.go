@@ -152,7 +152,7 @@ func TestScale(t *testing.T) {
 	}
 	owner := ""
 	for _, m := range got.ManagedFields {
-		if strings.Contains(string(m.FieldsV1.Raw), "f:replicas") {
+		if strings.Contains(m.FieldsV1.GetRawString(), "f:replicas") {
 			owner += m.Manager + "/" + m.Subresource + " "
 		}
 	}
@@ -212,7 +212,7 @@ spec: {maxReplicas: 5, targetCPUUtilizationPercentage: 70, scaleTargetRef: {apiV
 func TestManagedFieldsOfTwoSpellings(t *testing.T) {
 	s := start(t, nil)
 	made := create[*appsv1.Deployment](s, "deployments.apps", "default", decode[*appsv1.Deployment](t, deployment))
-	fields := string(made.ManagedFields[0].FieldsV1.Raw)
+	fields := made.ManagedFields[0].FieldsV1.GetRawString()
 	if !strings.Contains(fields, `"f:serviceAccount":{}`) || !strings.Contains(fields, `"f:serviceAccountName":{}`) {
 		t.Errorf("managed fields are %s", fields)
 	}

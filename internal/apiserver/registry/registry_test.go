@@ -18,7 +18,7 @@ func TestCreateAndGet(t *testing.T) {
 		t.Fatalf("metadata is incomplete: %+v", made.ObjectMeta)
 	}
 	if len(made.ManagedFields) != 1 || made.ManagedFields[0].Manager != "test" ||
-		string(made.ManagedFields[0].FieldsV1.Raw) != `{"f:data":{".":{},"f:a":{}}}` {
+		made.ManagedFields[0].FieldsV1.GetRawString() != `{"f:data":{".":{},"f:a":{}}}` {
 		t.Errorf("managed fields are %s", asJSON(t, made.ManagedFields))
 	}
 	if got := get[*corev1.ConfigMap](s, "configmaps", "default", "one"); asJSON(t, got) != asJSON(t, made) {

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 What the deprecated configSource names is related to the node, as in stock.
+
 package node
 
 import (

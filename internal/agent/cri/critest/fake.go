@@ -49,7 +49,6 @@ type sandbox struct {
 type container struct {
 	sandbox string
 	config  *runtimeapi.ContainerConfig
-	logDir  string
 	status  runtimeapi.ContainerStatus
 }
 
