@@ -64,8 +64,9 @@ func (s *Server) roleAggregation(c barqueclient.Client) controllers.Controller {
 	}
 }
 
-// vipPoll is how often it is checked whether this server is still the one to hold the virtual IP.
-const vipPoll = 5 * time.Millisecond
+// vipPoll is how often a server that leads checks whether it is still the one to hold the
+// virtual IP; one that does not lead waits until it is told.
+const vipPoll = 20 * time.Millisecond
 
 // runVIP holds the virtual IP while this server leads and its store is well.
 func (s *Server) runVIP(ctx context.Context, ready func()) error {
@@ -74,17 +75,11 @@ func (s *Server) runVIP(ctx context.Context, ready func()) error {
 		return err
 	}
 	return ip.Run(ctx, ready, func(ctx context.Context, hold func(context.Context) error) error {
-		for ctx.Err() == nil {
-			if !s.fit() {
-				sleep(ctx, vipPoll)
-				continue
-			}
+		for s.awaitFitness(ctx, true) {
 			term, end := context.WithCancel(ctx)
 			go func() {
 				defer end()
-				for term.Err() == nil && s.fit() {
-					sleep(term, vipPoll)
-				}
+				s.awaitFitness(term, false)
 			}()
 			if err := hold(term); err != nil && term.Err() == nil {
 				end()
@@ -94,6 +89,29 @@ func (s *Server) runVIP(ctx context.Context, ready func()) error {
 		}
 		return nil
 	})
+}
+
+// awaitFitness waits until this server should answer at the virtual IP, or should not; false if
+// ctx ended first.
+func (s *Server) awaitFitness(ctx context.Context, fit bool) bool {
+	tick := time.NewTicker(vipPoll)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		changed := s.leadership.Changed()
+		if s.fit() == fit {
+			return true
+		}
+		poll := tick.C
+		if !s.leadership.Leading() {
+			poll = nil // its health makes no difference
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-poll:
+		}
+	}
+	return false
 }
 
 // fit tells whether this server should answer at the virtual IP.

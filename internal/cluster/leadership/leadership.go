@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"barque.dev/internal/store"
@@ -54,7 +53,10 @@ const (
 type Leadership struct {
 	cfg     Config
 	elector elector
-	leading atomic.Bool
+
+	mu      sync.Mutex
+	leading bool
+	changed chan struct{} // closed when leading changes
 }
 
 // An elector waits until this server leads.
@@ -75,7 +77,7 @@ func New(cfg Config) (*Leadership, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Leadership{cfg: cfg}
+	l := &Leadership{cfg: cfg, changed: make(chan struct{})}
 	switch {
 	case cfg.Name == "":
 		return nil, errors.New("leadership: the server needs a name")
@@ -90,7 +92,26 @@ func New(cfg Config) (*Leadership, error) {
 }
 
 // Leading tells whether this server leads now.
-func (l *Leadership) Leading() bool { return l.leading.Load() }
+func (l *Leadership) Leading() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leading
+}
+
+// Changed is closed when what Leading tells changes; ask for it before Leading.
+func (l *Leadership) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+func (l *Leadership) setLeading(leading bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leading = leading
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
 
 // Follow calls lead whenever this server leads, with a context that carries the fence and ends
 // when leadership is lost, and waits for it to return. When lead returns before that it is called
@@ -115,7 +136,7 @@ func (l *Leadership) Follow(ctx context.Context, lead func(ctx context.Context) 
 func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 	log := l.cfg.Log.With("transitions", t.transitions)
 	log.Info("this server leads", "fence", t.fence.CreateRevision)
-	l.leading.Store(true)
+	l.setLeading(true)
 	ctx := store.WithFence(t.ctx, t.fence)
 	var wg sync.WaitGroup
 	if l.cfg.Publish != nil {
@@ -129,7 +150,7 @@ func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 		log.Warn("what the leader runs ended; it is started again", "error", err)
 		wait(ctx, retryPause)
 	}
-	l.leading.Store(false)
+	l.setLeading(false)
 	wg.Wait()
 	log.Info("this server leads no longer", "cause", context.Cause(t.ctx))
 }
