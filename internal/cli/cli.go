@@ -101,7 +101,12 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 // call it a warning when a connection has to be made again, which is of interest to those who debug.
 type oneDown struct{ slog.Handler }
 
-func lower(l slog.Level) slog.Level { return l - (slog.LevelInfo - slog.LevelDebug) }
+func lower(l slog.Level) slog.Level {
+	if l >= slog.LevelError {
+		return slog.LevelWarn
+	}
+	return min(l, slog.LevelDebug)
+}
 
 // Enabled implements slog.Handler.
 func (h oneDown) Enabled(ctx context.Context, l slog.Level) bool {

@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sort"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,10 +24,10 @@ func configFlag(cmd *cobra.Command) {
 		}
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return fmt.Errorf("read --config: %w", err)
+			return errUsage{fmt.Errorf("--config %s can't be read (%w): name a YAML file of long flags", path, errors.Unwrap(err))}
 		}
 		if err := applyConfig(cmd.Flags(), data); err != nil {
-			return fmt.Errorf("--config %s: %w", path, err)
+			return errUsage{fmt.Errorf("--config %s: %w", path, err)}
 		}
 		return nil
 	}
@@ -34,7 +37,7 @@ func configFlag(cmd *cobra.Command) {
 func applyConfig(flags *pflag.FlagSet, data []byte) error {
 	var values map[string]any
 	if err := yaml.UnmarshalStrict(data, &values); err != nil {
-		return fmt.Errorf("not a YAML map of flags: %w", err)
+		return fmt.Errorf("it is no YAML map of long flags, such as \"data-dir: /srv/barque\" (%s)", yamlReason(err))
 	}
 	names := make([]string, 0, len(values))
 	for name := range values {
@@ -44,31 +47,48 @@ func applyConfig(flags *pflag.FlagSet, data []byte) error {
 	for _, name := range names {
 		flag := flags.Lookup(name)
 		if flag == nil || name == "config" {
-			return fmt.Errorf("unknown key %q: use a long flag's name without the dashes", name)
+			return fmt.Errorf("there is no flag --%s: a key is a long flag's name without the dashes", name)
 		}
 		if flag.Changed {
 			continue
 		}
 		if err := setFlag(flags, name, values[name]); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return err
 		}
 	}
 	return nil
+}
+
+// yamlReason is what the parser found, without the steps that it took.
+func yamlReason(err error) string {
+	reason := err.Error()
+	for _, step := range []string{"error converting YAML to JSON: ", "error unmarshaling JSON: ", "while decoding JSON: "} {
+		reason = strings.TrimPrefix(reason, step)
+	}
+	if strings.HasPrefix(reason, "json: ") {
+		return "it holds something else"
+	}
+	return reason
 }
 
 func setFlag(flags *pflag.FlagSet, name string, value any) error {
 	items, ok := value.([]any)
 	if !ok {
 		items = []any{value}
+	} else if _, slice := flags.Lookup(name).Value.(pflag.SliceValue); !slice {
+		return fmt.Errorf("%s: give one value, not a list", name)
 	}
 	for _, item := range items {
-		switch item.(type) {
-		case string, bool, float64, int64:
+		text := fmt.Sprint(item)
+		switch item := item.(type) {
+		case string, bool, int64:
+		case float64:
+			text = strconv.FormatFloat(item, 'f', -1, 64)
 		default:
-			return fmt.Errorf("%v is not a value or a list of values", item)
+			return fmt.Errorf("%s: give a value or a list of values", name)
 		}
-		if err := flags.Set(name, fmt.Sprint(item)); err != nil {
-			return err
+		if err := flags.Set(name, text); err != nil {
+			return plainFlagError(err)
 		}
 	}
 	return nil

@@ -10,40 +10,59 @@ import (
 	"github.com/spf13/cobra"
 
 	"barque.dev/internal/local"
+	"barque.dev/internal/node"
 	"barque.dev/internal/runtime/images"
 )
 
 // target is which containerds an image command speaks to.
 type target struct {
-	socket, dir string
+	socket, dataDir, dir string
 }
 
 func (t *target) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&t.socket, "socket", "", "containerd's `SOCKET` on this machine")
-	cmd.Flags().StringVar(&t.dir, "dir", local.DefaultDir, "`DIR` of a cluster of `barque up`, whose machines are all meant unless --socket is given")
+	cmd.Flags().StringVar(&t.dataDir, "data-dir", "", "the `DIR` of this machine's server or agent")
+	cmd.Flags().StringVar(&t.socket, "socket", "", "a containerd's `SOCKET` on this machine")
+	cmd.Flags().StringVar(&t.dir, "dir", local.DefaultDir, "`DIR` of a cluster of \"barque up\"; all of its machines are meant unless --data-dir or --socket is given")
+}
+
+// machines are the containerds that are meant: their names, and their sockets by name.
+func (t *target) machines() (names []string, sockets map[string]string, err error) {
+	if t.socket != "" {
+		return []string{t.socket}, map[string]string{t.socket: t.socket}, nil
+	}
+	dataDir := t.dataDir
+	c, err := local.Load(t.dir)
+	if dataDir == "" && errors.Is(err, os.ErrNotExist) {
+		for _, dir := range []string{defaultServerDir, defaultAgentDir} {
+			if dataDir == "" && exists(dir) {
+				dataDir = dir
+			}
+		}
+	}
+	switch {
+	case dataDir != "":
+		socket, err := node.ContainerdSocket(dataDir)
+		return []string{dataDir}, map[string]string{dataDir: socket}, err
+	case errors.Is(err, os.ErrNotExist):
+		return nil, nil, fmt.Errorf("there is no cluster of `barque up` in %s: name a server's or an agent's --data-dir", t.dir)
+	case err != nil:
+		return nil, nil, err
+	}
+	sockets = map[string]string{}
+	for _, m := range c.Machines {
+		if sockets[m.Name], err = m.ContainerdSocket(); err != nil {
+			return nil, nil, err
+		}
+		names = append(names, m.Name)
+	}
+	return names, sockets, nil
 }
 
 // each calls f with the images of every containerd that is meant, and its name.
 func (t *target) each(f func(name string, store *images.Store) error) error {
-	sockets := map[string]string{t.socket: t.socket}
-	order := []string{t.socket}
-	if t.socket == "" {
-		c, err := local.Load(t.dir)
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("there is no cluster of `barque up` in %s: name containerd's socket with --socket (DATA_DIR/run/containerd.sock)", t.dir)
-		}
-		if err != nil {
-			return err
-		}
-		sockets, order = map[string]string{}, nil
-		for _, m := range c.Machines {
-			socket, err := m.ContainerdSocket()
-			if err != nil {
-				return err
-			}
-			sockets[m.Name] = socket
-			order = append(order, m.Name)
-		}
+	order, sockets, err := t.machines()
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for _, name := range order {
@@ -91,11 +110,18 @@ func newImageImport(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import ARCHIVE…",
 		Short: "Import OCI or Docker archives on every machine",
-		Args:  someArgs("the file of an OCI archive or of `docker save`"),
+		Example: `  docker save myapp:1 -o myapp.tar && barque image import myapp.tar      # a cluster of "barque up"
+  barque image import myapp.tar --data-dir /var/lib/barque-agent         # one real machine`,
+		Args: someArgs("the file of an OCI archive or of `docker save`"),
 	}
 	var t target
 	t.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for _, arg := range args {
+			if info, err := os.Stat(arg); err != nil || info.IsDir() {
+				return fmt.Errorf("there is no archive %s: name the file of an OCI archive or of `docker save`", arg)
+			}
+		}
 		return t.each(func(name string, store *images.Store) error {
 			for _, arg := range args {
 				f, err := os.Open(filepath.Clean(arg))
@@ -123,9 +149,13 @@ func newImageList(s Streams) *cobra.Command {
 	t.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		w := tabwriter.NewWriter(s.Out, 0, 4, 3, ' ', 0)
-		_, _ = fmt.Fprintln(w, "MACHINE\tIMAGE\tSIZE")
+		header := "MACHINE\tIMAGE\tSIZE\n"
 		err := t.each(func(name string, store *images.Store) error {
 			list, err := store.List(cmd.Context())
+			if err == nil {
+				_, _ = fmt.Fprint(w, header)
+				header = ""
+			}
 			for _, image := range list {
 				_, _ = fmt.Fprintf(w, "%s\t%s\t%.1f MB\n", name, image.Name, float64(image.Size)/1e6)
 			}

@@ -5,17 +5,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
-	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	kubectl "k8s.io/kubectl/pkg/cmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"barque.dev/internal/local"
+	"barque.dev/internal/pki"
 )
 
 // access is how a command finds the cluster it speaks to.
@@ -34,18 +34,27 @@ func (a *access) path() (string, error) {
 		candidates = filepath.SplitList(os.Getenv("KUBECONFIG"))
 	}
 	if len(candidates) == 0 {
-		candidates = []string{
-			filepath.Join(local.DefaultDir, "kubeconfig"),
-			filepath.Join(local.DefaultDir+"-server", "kubeconfig"),
-		}
+		candidates = written()
 	}
 	for _, c := range candidates {
 		if _, err := os.Stat(c); err == nil {
 			return c, nil
 		}
 	}
-	return "", fmt.Errorf("no cluster found (looked for %q): start one with `barque up`, or name its kubeconfig with --kubeconfig", candidates)
+	return "", fmt.Errorf("no cluster found (there is no %s): start one with `barque up`, or name its kubeconfig with --kubeconfig", strings.Join(candidates, " and no "))
 }
+
+// written are the kubeconfigs that `barque up`, and a server as the documentation starts it,
+// write.
+func written() []string {
+	return []string{filepath.Join(local.DefaultDir, "kubeconfig"), filepath.Join(defaultServerDir, "kubeconfig")}
+}
+
+// The data directories that the documentation and `barque token create` name.
+const (
+	defaultServerDir = "/var/lib/barque-server"
+	defaultAgentDir  = "/var/lib/barque-agent"
+)
 
 // client speaks to the cluster.
 func (a *access) client() (kubernetes.Interface, *rest.Config, error) {
@@ -68,7 +77,9 @@ func newKubeconfig(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubeconfig",
 		Short: "Print the administrator's kubeconfig, or merge it into yours",
-		Args:  noArgs,
+		Example: `  sudo barque kubeconfig > cluster.yaml
+  sudo -E barque kubeconfig --merge --name home`,
+		Args: noArgs,
 	}
 	var a access
 	var merge bool
@@ -98,9 +109,10 @@ func newKubeconfig(s Streams) *cobra.Command {
 func mergeKubeconfig(s Streams, a access, name string) error {
 	if a.kubeconfig == "" {
 		// $KUBECONFIG is the target of a merge, not its source.
-		for _, dir := range []string{local.DefaultDir, local.DefaultDir + "-server"} {
-			if p := filepath.Join(dir, "kubeconfig"); a.kubeconfig == "" && exists(p) {
-				a.kubeconfig = p
+		for _, path := range written() {
+			if exists(path) {
+				a.kubeconfig = path
+				break
 			}
 		}
 	}
@@ -109,57 +121,29 @@ func mergeKubeconfig(s Streams, a access, name string) error {
 	}
 	from, err := clientcmd.LoadFromFile(a.kubeconfig)
 	if err != nil {
-		return fmt.Errorf("read kubeconfig %s: %w", a.kubeconfig, err)
+		return fmt.Errorf("--kubeconfig %s can't be read: %w", a.kubeconfig, err)
 	}
-	current, ok := from.Contexts[from.CurrentContext]
-	if !ok {
-		return fmt.Errorf("kubeconfig %s has no current context", a.kubeconfig)
+	current := from.Contexts[from.CurrentContext]
+	if current == nil || from.Clusters[current.Cluster] == nil || from.AuthInfos[current.AuthInfo] == nil {
+		return fmt.Errorf("--kubeconfig %s has no current context with a cluster and a user: name another", a.kubeconfig)
 	}
-	rules := clientcmd.NewDefaultPathOptions()
-	to, err := rules.GetStartingConfig()
-	if err != nil {
-		return fmt.Errorf("read your kubeconfig: %w", err)
+	add := clientcmdapi.NewConfig()
+	add.Clusters[name] = from.Clusters[current.Cluster]
+	add.AuthInfos[name] = from.AuthInfos[current.AuthInfo]
+	add.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Namespace: current.Namespace}
+	add.CurrentContext = name
+	target := clientcmd.NewDefaultPathOptions().GetDefaultFilename()
+	if err := os.MkdirAll(filepath.Dir(target), 0o700); err != nil {
+		return fmt.Errorf("make the directory of your kubeconfig: %w", err)
 	}
-	to.Clusters[name] = from.Clusters[current.Cluster]
-	to.AuthInfos[name] = from.AuthInfos[current.AuthInfo]
-	context := current.DeepCopy()
-	context.Cluster, context.AuthInfo = name, name
-	to.Contexts[name] = context
-	to.CurrentContext = name
-	if err := clientcmd.ModifyConfig(rules, *to, true); err != nil {
-		return fmt.Errorf("write your kubeconfig: %w", err)
+	if err := pki.Merge(target, add); err != nil {
+		return err
 	}
-	_, err = fmt.Fprintf(s.Out, "context %q is now the current one in %s\n", name, rules.GetDefaultFilename())
+	_, err = fmt.Fprintf(s.Out, "context %q is now the current one in %s\n", name, target)
 	return err
 }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// newKubectl is kubectl itself, pointed at the cluster of this machine unless told otherwise.
-func newKubectl(s Streams) *cobra.Command {
-	return &cobra.Command{
-		Use:                "kubectl …",
-		Short:              "kubectl, pointed at the cluster of this machine",
-		DisableFlagParsing: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			config := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50)
-			if os.Getenv("KUBECONFIG") == "" {
-				if path, err := (&access{}).path(); err == nil {
-					*config.KubeConfig = path
-				}
-			}
-			k := kubectl.NewDefaultKubectlCommandWithArgs(kubectl.KubectlOptions{
-				PluginHandler: kubectl.NewDefaultPluginHandler([]string{"kubectl"}),
-				Arguments:     append([]string{"kubectl"}, args...),
-				ConfigFlags:   config,
-				IOStreams:     genericiooptions.IOStreams{In: s.In, Out: s.Out, ErrOut: s.Err},
-			})
-			k.SetArgs(args)
-			k.SilenceErrors, k.SilenceUsage = true, true
-			return k.ExecuteContext(cmd.Context())
-		},
-	}
 }

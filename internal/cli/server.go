@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 
 	"barque.dev/internal/local"
 	"barque.dev/internal/node"
@@ -19,7 +20,11 @@ func newServer(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server --data-dir DIR",
 		Short: "Run a master: found a cluster, or join one with --join and --token",
-		Args:  noArgs,
+		Example: `  sudo barque server --data-dir /var/lib/barque-server --vip 192.0.2.10
+  sudo barque server --data-dir /var/lib/barque-server --join https://192.0.2.10:6443 --token bq1.…
+  barque server --data-dir ./control-plane --disable agent --bind-address 127.0.0.1
+  sudo barque server --config /etc/barque/server.yaml        # "vip: 192.0.2.10" and so on`,
+		Args: noArgs,
 	}
 	var cfg node.ServerConfig
 	var level string
@@ -47,7 +52,7 @@ func newServer(s Streams) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, d := range disable {
 			if d != "agent" {
-				return errUsage{fmt.Errorf("--disable %q: only agent can be disabled", d)}
+				return errUsage{fmt.Errorf("--disable %q: agent is all that can be disabled", d)}
 			}
 			cfg.DisableAgent = true
 		}
@@ -55,6 +60,7 @@ func newServer(s Streams) *cobra.Command {
 		if cfg.Log, err = newLogger(s.Err, level); err != nil {
 			return err
 		}
+		klog.SetSlogLogger(cfg.Log)
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}
@@ -67,7 +73,9 @@ func newAgent(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent --server URL --token TOKEN --data-dir DIR",
 		Short: "Run a machine that only runs pods",
-		Args:  noArgs,
+		Example: `  sudo barque agent --data-dir /var/lib/barque-agent --server https://192.0.2.10:6443 --token bq1.…
+  sudo barque agent --data-dir /var/lib/barque-agent --server https://192.0.2.10:6443   # once it has joined`,
+		Args: noArgs,
 	}
 	var cfg node.AgentConfig
 	var level string
@@ -81,6 +89,7 @@ func newAgent(s Streams) *cobra.Command {
 		if cfg.Log, err = newLogger(s.Err, level); err != nil {
 			return err
 		}
+		klog.SetSlogLogger(cfg.Log)
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -31,7 +32,9 @@ func newTokenCreate(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create a token, and print how to use it",
-		Args:  noArgs,
+		Example: `  sudo barque token create
+  sudo barque token create --usage agent --ttl 1h --description "rack 4"`,
+		Args: noArgs,
 	}
 	var a access
 	var ttl time.Duration
@@ -68,10 +71,10 @@ func newTokenCreate(s Streams) *cobra.Command {
 		}
 		_, _ = fmt.Fprintln(s.Out, token)
 		if role != "agent" {
-			_, _ = fmt.Fprintf(s.Err, "\nAdd a server:  sudo barque server --data-dir /var/lib/barque-server --join %s --token %s\n", host, token)
+			_, _ = fmt.Fprintf(s.Err, "\nAdd a server:  sudo barque server --data-dir %s --join %s --token %s\n", defaultServerDir, host, token)
 		}
 		if role != "server" {
-			_, _ = fmt.Fprintf(s.Err, "Add an agent:  sudo barque agent --data-dir /var/lib/barque-agent --server %s --token %s\n", host, token)
+			_, _ = fmt.Fprintf(s.Err, "Add an agent:  sudo barque agent --data-dir %s --server %s --token %s\n", defaultAgentDir, host, token)
 		}
 		return nil
 	}
@@ -98,11 +101,19 @@ func newTokenList(s Streams) *cobra.Command {
 			if !t.Expires.IsZero() {
 				expires = t.Expires.Local().Format(time.DateTime)
 			}
-			_, _ = fmt.Fprintf(w, "%s\t%v\t%s\t%s\n", t.ID, t.Usages, expires, t.Description)
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.ID, usageNames(t.Usages), expires, t.Description)
 		}
 		return w.Flush()
 	}
 	return cmd
+}
+
+func usageNames(usages []join.Usage) string {
+	names := make([]string, 0, len(usages))
+	for _, u := range usages {
+		names = append(names, string(u))
+	}
+	return strings.Join(names, ",")
 }
 
 func newTokenDelete(s Streams) *cobra.Command {

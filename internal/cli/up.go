@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +19,11 @@ const upTimeout = 5 * time.Minute
 func newUp(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Run a whole cluster on this machine, or heal it",
-		Args:  noArgs,
+		Short: "Run a whole cluster on this machine, heal it, or make it larger",
+		Example: `  sudo barque up                          # three masters, with a sample application
+  sudo barque up --servers 5 --agents 2   # larger: what runs goes on
+  sudo barque down`,
+		Args: noArgs,
 	}
 	var o local.Options
 	var noSample bool
@@ -115,11 +119,16 @@ func newStatus(s Streams) *cobra.Command {
 		Short: "Show the members, who leads, who runs what, and health",
 		Args:  noArgs,
 	}
-	dir := cmd.Flags().String("dir", local.DefaultDir, "`DIR` that holds the cluster")
+	dir := cmd.Flags().String("dir", local.DefaultDir, "`DIR` of a cluster of \"barque up\"")
+	var a access
+	a.flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
 		defer cancel()
-		return local.PrintStatus(ctx, *dir, s.Out)
+		if _, err := a.path(); a.kubeconfig == "" && (err != nil || cmd.Flags().Changed("dir") || exists(filepath.Join(*dir, "cluster.yaml"))) {
+			return local.PrintStatus(ctx, *dir, s.Out)
+		}
+		return printStatus(ctx, a, s.Out)
 	}
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +56,11 @@ func makeCgroup(path string) (*os.File, error) {
 		return nil, err
 	}
 	dir := filepath.Join(unified, path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	err = os.MkdirAll(dir, 0o755)
+	if errors.Is(err, fs.ErrNotExist) { // another `barque down` has just removed the empty parent
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("make control group %s: %w", path, err)
 	}
 	f, err := os.Open(dir)
@@ -63,6 +68,25 @@ func makeCgroup(path string) (*os.File, error) {
 		return nil, fmt.Errorf("open control group %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// processesIn lists the processes in a group of the unified hierarchy; none if there is no such
+// group.
+func processesIn(path string) (pids []int) {
+	unified, _, err := cgroupMounts()
+	if err != nil {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(unified, path, "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	for _, field := range strings.Fields(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // killCgroup kills every process in the group and below, at once, and waits until none is
@@ -117,6 +141,14 @@ func removeCgroup(path string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeEmptyCgroup removes the group from every hierarchy in which it is empty.
+func removeEmptyCgroup(path string) {
+	_, mounts, _ := cgroupMounts()
+	for _, mount := range mounts {
+		_ = unix.Rmdir(filepath.Join(mount, path))
+	}
 }
 
 // detachBelow detaches every mount below a directory.

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 )
 
 // Down removes every trace of the cluster in dir: processes, network namespaces, links,
@@ -23,8 +23,9 @@ func Down(ctx context.Context, dir string, progress func(format string, args ...
 		return errors.New("removing a local cluster needs root: run it with sudo")
 	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		// All names follow from the directory: what the kernel still has is found without it.
 		progress("there is no cluster in %s", dir)
-		return nil
+		return (&Cluster{Dir: dir, ID: clusterID(dir)}).removeKernelObjects(ctx)
 	}
 	unlock, err := lock(dir)
 	if err != nil {
@@ -32,43 +33,69 @@ func Down(ctx context.Context, dir string, progress func(format string, args ...
 	}
 	defer unlock()
 	if err := ours(dir); err != nil {
+		_ = os.Remove(filepath.Join(dir, lockFile))
 		return err
 	}
 
 	c, err := Load(dir)
 	if err != nil {
-		// All names follow from the directory; the machines' are found by their prefix.
 		c = &Cluster{Dir: dir, ID: clusterID(dir)}
+		c.findMachines()
 	}
 	progress("ending the processes of %d machines", len(c.Machines))
-	errs := []error{killCgroup(ctx, "/barque/"+c.ID)}
-	progress("removing mounts, control groups, links and network namespaces")
-	for _, m := range c.Machines {
-		errs = append(errs, m.clean(ctx))
-	}
-	errs = append(errs, detachBelow(dir), removeCgroup("/barque/"+c.ID), c.removeNetwork())
-	if err := errors.Join(errs...); err != nil {
+	if err := c.removeKernelObjects(ctx); err != nil {
 		return fmt.Errorf("%w; run `barque down --dir %s` again", err, dir)
 	}
 	progress("removing %s", dir)
 	return removeFiles(dir)
 }
 
-// ours refuses to remove a directory that no `barque up` has made.
+// removeKernelObjects removes everything but files. It goes on after an error, and returns all.
+func (c *Cluster) removeKernelObjects(ctx context.Context) error {
+	errs := []error{killCgroup(ctx, "/barque/"+c.ID)}
+	for _, m := range c.Machines {
+		errs = append(errs, m.clean(ctx))
+	}
+	errs = append(errs, detachBelow(c.Dir), removeCgroup("/barque/"+c.ID), c.removeNetwork())
+	// The group of all local clusters, unless there is another one.
+	removeEmptyCgroup("/barque")
+	return errors.Join(errs...)
+}
+
+// machineDir is how the machines' data directories are named.
+var machineDir = regexp.MustCompile(`^(server|agent)-[0-9]+$`)
+
+// findMachines finds the machines by their data directories, for want of a state file.
+func (c *Cluster) findMachines() {
+	entries, _ := os.ReadDir(c.Dir)
+	for _, e := range entries {
+		if e.IsDir() && machineDir.MatchString(e.Name()) {
+			c.add(&Machine{Name: e.Name()})
+		}
+	}
+}
+
+// ours refuses a directory that holds something else than a local cluster: `barque up` would mix
+// it with its own, and `barque down` would remove it.
 func ours(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", dir, err)
 	}
+	foreign := ""
 	for _, e := range entries {
-		if e.Name() == stateFile {
+		switch e.Name() {
+		case stateFile:
 			return nil
+		case lockFile, stateFile + ".new", "lost+found":
+		default:
+			foreign = e.Name()
 		}
 	}
-	if len(entries) <= 1 { // the lock
+	if foreign == "" {
 		return nil
 	}
-	return fmt.Errorf("%s holds no local cluster (no %s in it); nothing was removed", dir, stateFile)
+	return fmt.Errorf("%s holds no local cluster but other things, such as %s: choose another --dir; nothing was changed", dir, foreign)
 }
 
 // removeNetwork deletes the bridge, the cables and the namespaces by the cluster's prefix, so
@@ -87,14 +114,12 @@ func (c *Cluster) removeNetwork() error {
 			}
 		}
 	}
-	names, err := filepath.Glob("/run/netns/barque-" + c.ID + "-*")
+	names, err := filepath.Glob(filepath.Join(namespaceDir, "barque-"+c.ID+"-*"))
 	if err != nil {
 		return fmt.Errorf("list network namespaces: %w", err)
 	}
 	for _, name := range names {
-		if err := netns.DeleteNamed(filepath.Base(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove network namespace %s: %w", filepath.Base(name), err))
-		}
+		errs = append(errs, deleteNamespace(filepath.Base(name)))
 	}
 	return errors.Join(errs...)
 }
@@ -107,7 +132,7 @@ func removeFiles(dir string) error {
 		return fmt.Errorf("read %s: %w", dir, err)
 	}
 	for _, e := range entries {
-		if e.Name() == stateFile || e.Name() == "lock" {
+		if e.Name() == stateFile || e.Name() == lockFile {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {

@@ -12,6 +12,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -68,7 +69,7 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("directory %s: %w", o.Dir, err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the cluster's directory: %w", err)
+		return nil, fmt.Errorf("--dir %s can't be made: %w; choose another", dir, err)
 	}
 	unlock, err := lock(dir)
 	if err != nil {
@@ -77,7 +78,11 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	defer unlock()
 
 	c, err := Load(dir)
-	if os.IsNotExist(err) {
+	if errors.Is(err, os.ErrNotExist) {
+		if err = ours(dir); err != nil {
+			_ = os.Remove(filepath.Join(dir, lockFile))
+			return nil, err
+		}
 		c, err = plan(dir, o.Servers, o.Agents)
 	}
 	if err != nil {

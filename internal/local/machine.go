@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,24 +45,45 @@ func (m *Machine) joined() bool {
 	return err == nil
 }
 
-func (c *Cluster) founded() bool { return len(c.Machines) > 0 && c.Machines[0].joined() }
+// founded tells whether any server has been a member: a second founding would make a second
+// cluster.
+func (c *Cluster) founded() bool {
+	return slices.ContainsFunc(c.Machines, func(m *Machine) bool { return m.Role == RoleServer && m.joined() })
+}
 
 // PID is the machine's server or agent process, or 0 when none runs. A pid that was given to
-// another process since is recognised by its start time.
+// another process since is recognised by its start time. The file is missing when `barque up`
+// was killed right after it had started the process, which is then found by its control group.
 func (m *Machine) PID() int {
-	data, err := os.ReadFile(m.pidFile())
-	if err != nil {
-		return 0
-	}
 	var pid int
 	var startTime string
-	if _, err := fmt.Sscan(string(data), &pid, &startTime); err != nil {
-		return 0
+	if data, err := os.ReadFile(m.pidFile()); err == nil {
+		if _, err := fmt.Sscan(string(data), &pid, &startTime); err == nil {
+			if now, err := processStart(pid); err == nil && now == startTime {
+				return pid
+			}
+		}
 	}
-	if now, err := processStart(pid); err != nil || now != startTime {
-		return 0
+	for _, pid := range processesIn(m.processGroup()) {
+		if m.isProcess(pid) {
+			return pid
+		}
 	}
-	return pid
+	return 0
+}
+
+// processGroup is the control group of the machine's own process.
+func (m *Machine) processGroup() string { return m.cgroup() + "/barque" }
+
+// isProcess tells whether the process is a barque with the machine's data directory.
+func (m *Machine) isProcess(pid int) bool {
+	if _, err := processStart(pid); err != nil {
+		return false
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	args := strings.Split(string(data), "\x00")
+	i := slices.Index(args, "--data-dir")
+	return err == nil && i >= 0 && i+1 < len(args) && args[i+1] == m.DataDir()
 }
 
 // Running tells whether the machine's process lives.
@@ -102,7 +124,7 @@ func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string
 	if err := m.plug(); err != nil {
 		return err
 	}
-	group, err := makeCgroup(m.cgroup() + "/barque")
+	group, err := makeCgroup(m.processGroup())
 	if err != nil {
 		return err
 	}
@@ -148,11 +170,21 @@ func (c *Cluster) args(o Options, m *Machine, token string) []string {
 		if m.Role == RoleAgent {
 			flag = "--server"
 		}
-		args = append(args, flag, "https://"+netip.AddrPortFrom(c.Machines[0].IP, apiPort).String(), "--token", token)
+		args = append(args, flag, c.entrance(), "--token", token)
 	} else if m.Role == RoleAgent {
 		args = append(args, "--server", c.VIPURL())
 	}
 	return args
+}
+
+// entrance is the URL of a server that machines can join.
+func (c *Cluster) entrance() string {
+	for _, m := range c.Machines {
+		if m.Role == RoleServer && m.joined() && m.Running() {
+			return "https://" + netip.AddrPortFrom(m.IP, apiPort).String()
+		}
+	}
+	return c.VIPURL()
 }
 
 // processStart is the start time of a process in clock ticks since boot, which together with

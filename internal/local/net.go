@@ -1,11 +1,13 @@
 package local
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -16,10 +18,25 @@ import (
 
 func (c *Cluster) bridge() string { return "bq" + c.ID }
 
+// bridgeHardware is the bridge's Ethernet address, a locally administered one.
+func (c *Cluster) bridgeHardware() (net.HardwareAddr, error) {
+	id, err := hex.DecodeString(c.ID)
+	if err != nil || len(id) != 3 {
+		return nil, fmt.Errorf("the cluster's ID %q is damaged; remove the cluster with `barque down --dir %s`", c.ID, c.Dir)
+	}
+	return net.HardwareAddr{0x02, 0xba, 0xc0, id[0], id[1], id[2]}, nil
+}
+
 // connect makes the bridge with the host's address on it.
 func (c *Cluster) connect() error {
 	name := c.bridge()
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	// Without an address of its own the bridge takes its ports' lowest, and what the machines
+	// know of the host turns wrong whenever a cable comes or goes.
+	hw, err := c.bridgeHardware()
+	if err != nil {
+		return err
+	}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: hw}}
 	if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, syscall.EEXIST) {
 		return fmt.Errorf("make bridge %s: %w", name, err)
 	}
@@ -47,11 +64,9 @@ func addAddr(add func(netlink.Link, *netlink.Addr) error, link netlink.Link, p n
 // plug makes the machine's network namespace and the cable from it to the bridge, as far as
 // they are missing.
 func (m *Machine) plug() error {
-	ns, err := netns.GetFromName(m.NetNS())
+	ns, err := openNamespace(m.NetNS())
 	if err != nil {
-		if ns, err = newNamespace(m.NetNS()); err != nil {
-			return err
-		}
+		return err
 	}
 	defer func() { _ = ns.Close() }()
 	inside, err := netlink.NewHandleAt(ns)
@@ -65,6 +80,41 @@ func (m *Machine) plug() error {
 		}
 	}
 	return m.configure(inside)
+}
+
+// openNamespace opens a named network namespace, and makes it if need be.
+func openNamespace(name string) (netns.NsHandle, error) {
+	ns, err := netns.GetFromName(name)
+	if err != nil {
+		return newNamespace(name)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(ns), &st); err == nil && st.Type == unix.NSFS_MAGIC {
+		return ns, nil
+	}
+	// The name alone, since `barque up` was killed before it was bound to a namespace.
+	_ = ns.Close()
+	if err := deleteNamespace(name); err != nil {
+		return netns.None(), err
+	}
+	return newNamespace(name)
+}
+
+// namespaceDir is where named network namespaces are bound (ip-netns(8)).
+const namespaceDir = "/run/netns"
+
+// deleteNamespace deletes a named network namespace, and with it all links, routes and nftables
+// tables in it; also one that was never bound.
+func deleteNamespace(name string) error {
+	path := filepath.Join(namespaceDir, name)
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove network namespace %s: %w", name, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove network namespace %s: %w", name, err)
+	}
+	return nil
 }
 
 // newNamespace makes a named network namespace, on a thread of its own.
@@ -139,28 +189,6 @@ func (m *Machine) unplug() error {
 	}
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("pull %s's cable: %w", m.Name, err)
-	}
-	return nil
-}
-
-// removeNamespace deletes the machine's namespace, and with it all links, routes and nftables
-// tables in it.
-func (m *Machine) removeNamespace() error {
-	err := netns.DeleteNamed(m.NetNS())
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("remove network namespace %s: %w", m.NetNS(), err)
-	}
-	return nil
-}
-
-// disconnect removes the bridge.
-func (c *Cluster) disconnect() error {
-	link, err := netlink.LinkByName(c.bridge())
-	if err != nil {
-		return nil //nolint:nilerr // it is gone, which is what is wanted
-	}
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("remove bridge %s: %w", c.bridge(), err)
 	}
 	return nil
 }

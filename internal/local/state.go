@@ -17,6 +17,7 @@ import (
 const (
 	apiPort   = 6443
 	stateFile = "cluster.yaml"
+	lockFile  = "lock"
 )
 
 // A Role says what a machine is for.
@@ -47,9 +48,9 @@ var ErrLocked = errors.New("another `barque up` or `barque down` is working on t
 
 // lock keeps two commands from working on one cluster at once.
 func lock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock the cluster's directory: %w", err)
+		return nil, fmt.Errorf("lock the cluster's directory: %w; choose a --dir that can be written to", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
@@ -76,6 +77,9 @@ func Load(dir string) (*Cluster, error) {
 	c := &Cluster{Dir: dir}
 	if err := yaml.UnmarshalStrict(data, c); err != nil {
 		return nil, fmt.Errorf("%s is damaged: %w; remove the cluster with `barque down --dir %s`", filepath.Join(dir, stateFile), err, dir)
+	}
+	if c.ID == "" || !c.Subnet.IsValid() || len(c.Machines) == 0 {
+		return nil, fmt.Errorf("%s is damaged: it lacks the id, the subnet or the machines; remove the cluster with `barque down --dir %s`", filepath.Join(dir, stateFile), dir)
 	}
 	for _, m := range c.Machines {
 		m.cluster = c
@@ -125,8 +129,8 @@ func (c *Cluster) grow(servers, agents int) error {
 		}
 	}
 	if servers < haveServers || agents < haveAgents {
-		return fmt.Errorf("the cluster in %s has %d servers and %d agents; ask for at least as many, or remove it first with `barque down`",
-			c.Dir, haveServers, haveAgents)
+		return fmt.Errorf("the cluster in %s has %d servers and %d agents; ask for at least as many (--servers %d --agents %d), or remove it first with `barque down`",
+			c.Dir, haveServers, haveAgents, haveServers, haveAgents)
 	}
 	for i := haveServers + 1; i <= servers; i++ {
 		c.add(&Machine{Name: fmt.Sprintf("server-%d", i), Role: RoleServer, IP: hostAddr(c.Subnet, 10+i), Index: i})

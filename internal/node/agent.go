@@ -26,6 +26,7 @@ import (
 	"barque.dev/internal/cluster/join"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
+	"barque.dev/internal/runtime/kernel"
 )
 
 // Agent is a machine that only runs pods.
@@ -54,10 +55,16 @@ func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 }
 
 func (a *Agent) openHome(context.Context) (err error) {
+	if err := kernel.Check(kernel.Features()); err != nil {
+		return err
+	}
 	if a.home, err = openHome(a.cfg.DataDir); err != nil {
 		return err
 	}
-	return a.home.checkRole("agent")
+	if err := a.home.checkRole("agent"); err != nil {
+		return err
+	}
+	return checkPorts([]port{{a.cfg.NodeIP, kubeletPort, "the node's API", "run the agent on another machine"}})
 }
 
 // enter learns the cluster's facts: at the first start by the token, later from the disk.

@@ -138,10 +138,15 @@ func (c *ServerConfig) Complete() error {
 			return err
 		}
 	}
-	for name, port := range map[string]int{"--https-port": c.HTTPSPort, "--etcd-peer-port": c.EtcdPeerPort} {
-		if port < 1 || port > 65535 {
-			return fmt.Errorf("%s %d: choose 1 to 65535", name, port)
-		}
+	if c.HTTPSPort < 1 || c.HTTPSPort > 65535 {
+		return fmt.Errorf("--https-port %d: choose 1 to 65535", c.HTTPSPort)
+	}
+	// The failure detector has the port after it.
+	if c.EtcdPeerPort < 1 || c.EtcdPeerPort > 65534 {
+		return fmt.Errorf("--etcd-peer-port %d: choose 1 to 65534", c.EtcdPeerPort)
+	}
+	if c.EtcdClientPort < 0 || c.EtcdClientPort > 65535 {
+		return fmt.Errorf("--etcd-client-port %d: choose 1 to 65535, or 0 for none", c.EtcdClientPort)
 	}
 	if !c.DisableAgent && os.Geteuid() != 0 {
 		return errors.New("running containers needs root: run with sudo, or add --disable agent for a control plane alone")

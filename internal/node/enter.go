@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/cluster/detect"
@@ -34,6 +35,9 @@ func (s *Server) enter(ctx context.Context) error {
 	switch {
 	case known != "":
 		if err := s.checkSame(known); err != nil {
+			return err
+		}
+		if err := s.recallFacts(); err != nil {
 			return err
 		}
 		s.pki, err = pki.Open(dir)
@@ -83,6 +87,7 @@ func (s *Server) join(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("join %s: %w", s.cfg.Join, err)
 	}
+	s.home.keep()
 	if err := s.takeFacts(joined.Facts); err != nil {
 		return err
 	}
@@ -106,15 +111,40 @@ func (s *Server) join(ctx context.Context, dir string) error {
 	return os.WriteFile(s.home.path("members.json"), members, 0o600)
 }
 
+// keepFacts writes down what all servers must agree on, for the next start.
+func (s *Server) keepFacts(f join.Facts) error {
+	data, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	return pki.WriteFile(s.home.path("facts.json"), data, 0o600)
+}
+
+// recallFacts takes what was written down at an earlier start.
+func (s *Server) recallFacts() error {
+	data, err := os.ReadFile(s.home.path("facts.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var f join.Facts
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err != nil {
+		return fmt.Errorf("read what is known of the cluster: %w", err)
+	}
+	return s.takeFacts(f)
+}
+
 // takeFacts makes what all servers must agree on the cluster's, whatever the flags say.
 func (s *Server) takeFacts(f join.Facts) error {
 	parse := func(list []string, what string, into *netip.Prefix) error {
 		if len(list) == 0 {
-			return fmt.Errorf("join %s: it told no %s", s.cfg.Join, what)
+			return fmt.Errorf("what is known of the cluster names no %s", what)
 		}
 		p, err := netip.ParsePrefix(list[0])
 		if err != nil {
-			return fmt.Errorf("join %s: its %s: %w", s.cfg.Join, what, err)
+			return fmt.Errorf("what is known of the cluster: its %s: %w", what, err)
 		}
 		*into = p
 		return nil
@@ -125,7 +155,7 @@ func (s *Server) takeFacts(f join.Facts) error {
 	if len(f.ClusterDNS) > 0 {
 		dns, err := netip.ParseAddr(f.ClusterDNS[0])
 		if err != nil {
-			return fmt.Errorf("join %s: its DNS address: %w", s.cfg.Join, err)
+			return fmt.Errorf("what is known of the cluster: its DNS address: %w", err)
 		}
 		s.cfg.ClusterDNS = dns
 	}
@@ -146,7 +176,8 @@ func (s *Server) openEtcd(ctx context.Context) (store.Backend, error) {
 			Endpoints: s.cfg.EtcdEndpoints, TLS: etcd.TLSFiles{Cert: s.cfg.EtcdCert, Key: s.cfg.EtcdKey, CA: s.cfg.EtcdCA}, Log: s.cfg.Log,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("connect to --etcd-endpoints: %w", err)
+			return nil, fmt.Errorf("no etcd answers at --etcd-endpoints %s: start it, or correct the URLs and the --etcd-…file flags (%w)",
+				strings.Join(s.cfg.EtcdEndpoints, ","), err)
 		}
 		s.leadership, err = leadership.New(leadership.Config{Name: s.cfg.NodeName, Remote: s.remote, Publish: s.publish, Log: s.cfg.Log})
 		return s.remote, err

@@ -4,14 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +34,7 @@ import (
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
+	"barque.dev/internal/runtime/kernel"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 )
@@ -77,7 +76,7 @@ func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
 	defer s.close()
 	for _, step := range []func(context.Context) error{
-		s.openHome, s.listen, s.enter, s.openStore, s.openAPI, s.openLoops, s.openWorker,
+		s.checkKernel, s.openHome, s.listen, s.enter, s.openStore, s.openAPI, s.openLoops, s.openWorker,
 	} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -113,27 +112,35 @@ func (s *Server) services() []run.Service {
 	return services
 }
 
+// checkKernel comes before anything is made.
+func (s *Server) checkKernel(context.Context) error {
+	if s.cfg.DisableAgent {
+		return nil
+	}
+	return kernel.Check(kernel.Features())
+}
+
 func (s *Server) openHome(context.Context) (err error) {
 	if s.home, err = openHome(s.cfg.DataDir); err != nil {
+		return err
+	}
+	if err := s.home.checkRole("server"); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.home.path("certs"), 0o700); err != nil {
 		return fmt.Errorf("make the directory of certificates: %w", err)
 	}
-	return s.home.checkRole("server")
+	return nil
 }
 
-// listen takes the API's port first of all: a port that is taken shall leave nothing behind.
+// listen takes the API's port first of all, and looks whether the others are free: a port that is
+// taken shall leave nothing behind.
 func (s *Server) listen(context.Context) (err error) {
-	addr := netip.AddrPortFrom(s.cfg.BindAddress, uint16(s.cfg.HTTPSPort)).String()
-	s.listener, err = net.Listen("tcp", addr)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("port %d is taken on %s: end the program that has it, or choose another with --https-port", s.cfg.HTTPSPort, s.cfg.BindAddress)
+	api := port{s.cfg.BindAddress, s.cfg.HTTPSPort, "the API", "choose another with --https-port"}
+	if s.listener, err = api.listen(); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	return nil
+	return checkPorts(s.cfg.ports())
 }
 
 // openStore connects the store to its etcd.
@@ -145,6 +152,7 @@ func (s *Server) openStore(ctx context.Context) error {
 	if s.store, err = store.Open(ctx, store.Config{Backend: backend, Log: s.cfg.Log}); err != nil {
 		return fmt.Errorf("read the cluster's state: %w", err)
 	}
+	s.home.keep()
 	return nil
 }
 
@@ -173,7 +181,7 @@ func (s *Server) openAPI(context.Context) (err error) {
 	}
 	s.registry, err = registry.New(registry.Config{
 		Store: s.store, Admission: s.admission(), Indexes: indexes(), Authorizer: s.auth.Authorizer,
-		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, Virtual: virtual, Log: log,
+		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, ServerPort: int32(s.cfg.HTTPSPort), Virtual: virtual, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("set up the API's resources: %w", err)
@@ -211,8 +219,7 @@ func (s *Server) openServer() error {
 			MinVersion: tls.VersionTLS12, GetCertificate: serving.GetCertificate,
 			ClientCAs: s.pki.Cluster.Pool(), ClientAuth: tls.RequestClientCert,
 		},
-		Identity:     apiserver.Identity{Name: s.cfg.NodeName, Address: s.cfg.AdvertiseAddress.String(), Port: s.cfg.HTTPSPort},
-		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR},
+		Identity: apiserver.Identity{Name: s.cfg.NodeName, Address: s.cfg.AdvertiseAddress.String(), Port: s.cfg.HTTPSPort},
 		Kubelet: relay.Config{TLS: &tls.Config{
 			MinVersion: tls.VersionTLS12, RootCAs: s.pki.Cluster.Pool(), GetClientCertificate: kubelet.GetClientCertificate,
 		}},
@@ -243,9 +250,12 @@ func (s *Server) writeKubeconfig() error {
 // back while there is no quorum must serve what it can.
 const firstTry = 2 * time.Second
 
+// defaultsPeriod is how often the default objects are looked after, as a stock server does.
+const defaultsPeriod = time.Minute
+
 // ensureDefaults makes what every cluster has: namespaces, the stock roles and bindings, the DNS
-// service. Every other server may do so as well. It is ready after the first attempt, and has
-// nothing more to do once one succeeded.
+// service. Every other server may do so as well. It is ready after the first attempt; once one
+// succeeded it looks now and then whether somebody deleted one of those that nothing works without.
 func (s *Server) ensureDefaults(ctx context.Context, ready func()) error {
 	attempt, cancel := context.WithTimeout(ctx, firstTry)
 	err := s.makeDefaults(attempt)
@@ -256,7 +266,12 @@ func (s *Server) ensureDefaults(ctx context.Context, ready func()) error {
 		sleep(ctx, wait)
 		err = s.makeDefaults(ctx)
 	}
-	<-ctx.Done()
+	for ctx.Err() == nil {
+		sleep(ctx, defaultsPeriod)
+		if err := s.registry.Bootstrap(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Warn("the cluster's default objects are not complete", "error", err)
+		}
+	}
 	return nil
 }
 
@@ -268,15 +283,32 @@ func (s *Server) makeDefaults(ctx context.Context) error {
 		return err
 	}
 	for _, obj := range s.defaultObjects() {
-		if err := ctrlclient.IgnoreAlreadyExists(s.client.Create(ctx, obj)); err != nil {
+		if err := s.ensure(ctx, obj); err != nil {
 			return fmt.Errorf("create %T %s: %w", obj, obj.GetName(), err)
 		}
 	}
 	return nil
 }
 
+// ensure creates obj unless it exists. It looks first: a second Service with the same address is
+// refused for its address, before its name matters.
+func (s *Server) ensure(ctx context.Context, obj ctrlclient.Object) error {
+	current, ok := obj.DeepCopyObject().(ctrlclient.Object)
+	if !ok {
+		return fmt.Errorf("it is no API object")
+	}
+	err := s.client.Get(ctx, ctrlclient.ObjectKeyFromObject(obj), current)
+	if ctrlclient.IgnoreNotFound(err) != nil || err == nil {
+		return err
+	}
+	return ctrlclient.IgnoreAlreadyExists(s.client.Create(ctx, obj))
+}
+
 // markMember notes that the server belongs to the cluster, once it serves it.
 func (s *Server) markMember(ctx context.Context) error {
+	if err := s.keepFacts(s.facts()); err != nil {
+		return err
+	}
 	if err := s.home.markMember(s.pki.Cluster.Hash()); err != nil {
 		return err
 	}
