@@ -32,8 +32,9 @@ FORCE:
 
 test: build unit integration ## all tests, unit and integration
 
+# Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: programs
-	$(GO) test -race -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/...)
+	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 ./test/integration/...
