@@ -95,11 +95,14 @@ func start(tb testing.TB, tune func(*apiserver.Config)) *cluster {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c.serve(tb, access, cidrs, log, tune)
+	if err := c.reg.Bootstrap(tb.Context()); err != nil {
+		tb.Fatal(err)
+	}
+	c.serve(tb, access, log, tune)
 	return c
 }
 
-func (c *cluster) serve(tb testing.TB, access *auth.Auth, cidrs []netip.Prefix, log *slog.Logger, tune func(*apiserver.Config)) {
+func (c *cluster) serve(tb testing.TB, access *auth.Auth, log *slog.Logger, tune func(*apiserver.Config)) {
 	tb.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -117,7 +120,7 @@ func (c *cluster) serve(tb testing.TB, access *auth.Auth, cidrs []netip.Prefix, 
 	}
 	cfg := apiserver.Config{
 		Registry: c.reg, Authenticator: access.Authenticator, Audiences: access.Audiences, Authorizer: access.Authorizer,
-		Listener: listener, Paths: access.Handlers(), ServiceCIDRs: cidrs, Metrics: c.metrics,
+		Listener: listener, Paths: access.Handlers(), Metrics: c.metrics,
 		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: c.pki.Cluster.Pool(), ClientAuth: tls.RequestClientCert},
 		Identity: apiserver.Identity{Name: "one", Address: "127.0.0.1", Port: port},
 		Readyz: []healthz.HealthChecker{healthz.NamedCheck("etcd", func(*http.Request) error {

@@ -3,11 +3,9 @@ package apiserver
 import (
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"pgregory.net/rapid"
 )
@@ -149,15 +147,5 @@ func TestSummary(t *testing.T) {
 		if got := summary([]byte(body)); got != want {
 			t.Errorf("%q: %q, want %q", body, got, want)
 		}
-	}
-}
-
-func TestDefaultObjectsOfNoNetwork(t *testing.T) {
-	if got := len(defaultObjects(nil, 6443)); got != 4 {
-		t.Errorf("%d objects, want the 4 namespaces", got)
-	}
-	objs := defaultObjects([]netip.Prefix{netip.MustParsePrefix("fd00:43::/112")}, 6443)
-	if got := objs[len(objs)-1].(*corev1.Service).Spec.ClusterIP; got != "fd00:43::1" {
-		t.Errorf("address %s", got)
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -54,9 +53,6 @@ type Config struct {
 	TLS      *tls.Config
 	// Identity is how the server is known to others; it is published as a Lease while the server runs.
 	Identity Identity
-	// ServiceCIDRs are the ranges of cluster IPs; the first address of the first is that of the
-	// service default/kubernetes.
-	ServiceCIDRs []netip.Prefix
 	// Kubelet says how nodes are reached. Without a dialer, requests for nodes and pods go out directly.
 	Kubelet relay.Config
 	// Metrics is what /metrics shows, with the server's own added; nil makes one.
@@ -167,7 +163,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 
 	upkeep, end := context.WithCancel(registry.WithUserAgent(ctx, "barque"))
 	var keepers sync.WaitGroup
-	keepers.Go(func() { s.keepDefaults(upkeep) })
 	keepers.Go(func() { s.keepLease(upkeep) })
 	defer keepers.Wait()
 	defer end()

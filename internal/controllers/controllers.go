@@ -15,6 +15,7 @@ import (
 	"barque.dev/internal/controllers/csr"
 	"barque.dev/internal/controllers/daemonset"
 	"barque.dev/internal/controllers/deployment"
+	"barque.dev/internal/controllers/disruption"
 	"barque.dev/internal/controllers/endpoints"
 	"barque.dev/internal/controllers/endpointslice"
 	"barque.dev/internal/controllers/endpointslicemirroring"
@@ -70,6 +71,8 @@ func All(deps Deps, c Cluster) []Controller {
 		job.New(deps),
 		job.NewTTL(deps),
 		cronjob.New(deps),
+		disruption.New(deps),
+		disruption.NewStale(deps),
 		endpointslice.New(deps),
 		endpointslicemirroring.New(deps),
 		endpoints.New(deps),
