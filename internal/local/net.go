@@ -27,15 +27,6 @@ func (c *Cluster) bridgeHardware() (net.HardwareAddr, error) {
 	return net.HardwareAddr{0x02, 0xba, 0xc0, id[0], id[1], id[2]}, nil
 }
 
-// bridgeHardware is the bridge's Ethernet address, a locally administered one.
-func (c *Cluster) bridgeHardware() (net.HardwareAddr, error) {
-	id, err := hex.DecodeString(c.ID)
-	if err != nil || len(id) != 3 {
-		return nil, fmt.Errorf("the cluster's ID %q is damaged; remove the cluster with `barque down --dir %s`", c.ID, c.Dir)
-	}
-	return net.HardwareAddr{0x02, 0xba, 0xc0, id[0], id[1], id[2]}, nil
-}
-
 // connect makes the bridge with the host's address on it.
 func (c *Cluster) connect() error {
 	name := c.bridge()
