@@ -283,11 +283,6 @@ func (s *Server) makeDefaults(ctx context.Context) error {
 		return err
 	}
 	for _, obj := range s.defaultObjects() {
-		// The attempt to create a Service that exists fails by its address, as on stock servers.
-		found := obj.DeepCopyObject().(ctrlclient.Object)
-		if s.client.Get(ctx, ctrlclient.ObjectKeyFromObject(obj), found) == nil {
-			continue
-		}
 		if err := s.ensure(ctx, obj); err != nil {
 			return fmt.Errorf("create %T %s: %w", obj, obj.GetName(), err)
 		}
