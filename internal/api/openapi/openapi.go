@@ -10,7 +10,6 @@ package openapi
 
 import (
 	"archive/zip"
-	"bytes"
 	"embed"
 	"encoding/binary"
 	"encoding/json"
@@ -57,18 +56,27 @@ type Document struct {
 
 // Open reads the directory of the documents that are inside the binary; ErrMissing when there are none.
 func Open() (*Specs, error) {
-	data, err := packed.ReadFile("packed/specs.zip")
+	file, err := packed.Open("packed/specs.zip")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrMissing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open OpenAPI documents: %w", err)
 	}
-	return read(data)
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open OpenAPI documents: %w", err)
+	}
+	// Read where they are, in the binary: a copy would be megabytes that last for good.
+	data, ok := file.(io.ReaderAt)
+	if !ok {
+		return nil, fmt.Errorf("open OpenAPI documents: %T can't be read at an offset", file)
+	}
+	return read(data, info.Size())
 }
 
-func read(data []byte) (*Specs, error) {
-	archive, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
+func read(data io.ReaderAt, size int64) (*Specs, error) {
+	archive, err := zip.NewReader(data, size)
 	if err != nil {
 		return nil, fmt.Errorf("open OpenAPI documents: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	openapiv2 "github.com/google/gnostic-models/openapiv2"
@@ -85,7 +86,7 @@ func TestDocumentNames(t *testing.T) {
 }
 
 func TestReadRejectsGarbage(t *testing.T) {
-	if _, err := read([]byte("not an archive")); err == nil {
+	if _, err := read(strings.NewReader("not an archive"), 14); err == nil {
 		t.Error("no error")
 	}
 }
