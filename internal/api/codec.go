@@ -112,7 +112,16 @@ func (c *builtinCodec) Decode(value []byte, revision int64) (runtime.Object, err
 		return nil, fmt.Errorf("decode %s: %w", c.kind, err)
 	}
 	m.SetResourceVersion(strconv.FormatInt(revision, 10))
+	cacheQuantities(obj)
 	return obj, nil
+}
+
+// cacheQuantities makes obj safe to be shared by those who encode it as protobuf: a
+// resource.Quantity writes its text into itself when it is first asked for its size.
+func cacheQuantities(obj runtime.Object) {
+	if sized, ok := obj.(interface{ Size() int }); ok {
+		_ = sized.Size()
+	}
 }
 
 func (c *builtinCodec) ConvertField(gv schema.GroupVersion, label, value string) (string, string, error) {

@@ -63,7 +63,9 @@ func (b *bench) lostOnce(ctx context.Context, c *cluster, leads bool, name strin
 		return err
 	}
 	kinds := []string{"Deployment", "StatefulSet"}
-	spread := func(pods []corev1.Pod) bool { return len(runningOn(pods)) == replicas && runningOn(pods)[victim.Name] == 1 }
+	spread := func(pods []corev1.Pod) bool {
+		return len(runningOn(pods)) == replicas && runningOn(pods)[victim.Name] == 1
+	}
 	for _, kind := range kinds {
 		if _, err := waitPods(ctx, client, name, kind, spread); err != nil {
 			return fmt.Errorf("a pod of the %s on each node: %w", kind, err)

@@ -35,7 +35,9 @@ const (
 
 // A Version is an immutable version of an object that keeps its encodings. *store.Entry is one.
 type Version interface {
-	// Object is the typed object, shared and read-only, with its resourceVersion set.
+	// Object is the typed object, shared and read-only, with its resourceVersion set. Its
+	// quantities have their texts already: writing one as protobuf caches its text inside it,
+	// which would be a race (the codec's Decode sees to it).
 	Object() (runtime.Object, error)
 	// Wire returns what make returned when first called for the (comparable) id.
 	Wire(id any, make func() ([]byte, error)) ([]byte, error)
@@ -112,9 +114,7 @@ func (e *Encoder) ItemOf(obj runtime.Object) ([]byte, error) { return e.encode(o
 
 func (e *Encoder) encode(obj runtime.Object) ([]byte, error) {
 	if e.encoding == Protobuf {
-		// Writing a resource.Quantity as protobuf caches its text inside it, which would be a
-		// race on a shared object.
-		return marshalProtobuf(obj.DeepCopyObject())
+		return marshalProtobuf(obj)
 	}
 	kind := schema.GroupVersionKind{}
 	if e.typed {
