@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -22,7 +23,7 @@ func (c *InProcess) Follow(ctx context.Context, kind client.Object, synced func(
 	if err != nil {
 		return err
 	}
-	f := &follower{res: res, table: table, gvk: gvk, sample: kind, handle: handle, known: map[store.Key]*store.Entry{}}
+	f := &follower{log: c.cfg.Log, res: res, table: table, gvk: gvk, sample: kind, handle: handle, known: map[store.Key]*store.Entry{}}
 	since, err := f.list()
 	if err != nil {
 		return err
@@ -45,6 +46,7 @@ func (c *InProcess) Follow(ctx context.Context, kind client.Object, synced func(
 
 // follower is one Follow under way. known is what it has handed over.
 type follower struct {
+	log    *slog.Logger
 	res    *api.Resource
 	table  *store.Table
 	gvk    schema.GroupVersionKind
@@ -82,6 +84,7 @@ func (f *follower) watch(ctx context.Context, since int64) error {
 		return err
 	}
 	defer cursor.Close()
+	cursor.EventsOnly()
 	for {
 		events, _, err := cursor.Next(ctx)
 		if err != nil {
@@ -106,6 +109,15 @@ func (f *follower) emit(old, entry *store.Entry) error {
 			return err
 		}
 		old = nil
+	}
+	if entry != nil {
+		if _, err := entry.Object(); err != nil {
+			// One that was sealed with another key, or is damaged, must not keep those who
+			// follow from the rest: it stays what it was.
+			f.log.Warn("an object can't be read and is passed over", "kind", f.gvk.Kind,
+				"namespace", entry.Key().Namespace, "name", entry.Key().Name, "error", err)
+			return nil
+		}
 	}
 	var event Event
 	var err error

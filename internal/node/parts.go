@@ -64,9 +64,8 @@ func (s *Server) roleAggregation(c barqueclient.Client) controllers.Controller {
 	}
 }
 
-// vipPoll is how often a server that leads checks whether it is still the one to hold the
-// virtual IP; one that does not lead waits until it is told.
-const vipPoll = 20 * time.Millisecond
+// vipPoll is how often a server that leads checks its store's health; of leadership it is told.
+const vipPoll = 100 * time.Millisecond
 
 // runVIP holds the virtual IP while this server leads and its store is well.
 func (s *Server) runVIP(ctx context.Context, ready func()) error {

@@ -14,6 +14,7 @@ type Cursor struct {
 	since int64 // events up to it are passed over (a start that lay ahead of the image)
 	seen  int64 // progress that was returned last
 	tick  int64 // the store's tick at which progress was last looked at
+	quiet bool  // progress alone is not returned
 
 	closed chan struct{}
 	once   sync.Once
@@ -45,6 +46,10 @@ func (t *Table) errCompacted(since int64) error {
 
 // Revision is the revision up to which the cursor has handed over everything.
 func (c *Cursor) Revision() int64 { return c.seen }
+
+// EventsOnly makes Next return for events alone, not for progress: who sends no bookmarks sleeps
+// as long as nothing happens. It is called before the first Next.
+func (c *Cursor) EventsOnly() { c.quiet = true }
 
 // Next waits for events and returns them with the revision up to which the cursor has now seen
 // everything. It returns no events when there were none for a while but the revision moved, for
@@ -79,7 +84,10 @@ func (c *Cursor) poll() (events []Event, wait <-chan struct{}, err error) {
 	// Nobody waited yet. The channel must be there before the last look.
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.changed == nil {
+	if c.quiet && t.grown == nil {
+		t.grown = make(chan struct{})
+	}
+	if !c.quiet && t.changed == nil {
 		t.changed = make(chan struct{})
 	}
 	events, wait, _, err = c.pollLocked()
@@ -108,6 +116,9 @@ func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, 
 			c.seen = events[len(events)-1].Revision
 			return events, nil, true, nil
 		}
+	}
+	if c.quiet {
+		return nil, t.grown, false, nil
 	}
 	if tick := t.store.tick.Load(); tick != c.tick {
 		c.tick = tick

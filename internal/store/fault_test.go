@@ -385,6 +385,39 @@ func TestIdleCursorSeesProgress(t *testing.T) {
 	}
 }
 
+// A cursor for events only passes over progress, and over nothing else.
+func TestCursorForEventsOnly(t *testing.T) {
+	m := startMember(t, emptyConfig())
+	s, run := openStore(t, store.Config{Backend: m, ProgressEvery: time.Millisecond})
+	run()
+	tbl, busy := register(t, s, configMaps()), register(t, s, nodes())
+	c, err := tbl.Watch(s.Revision())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.EventsOnly()
+	bookmarks, err := tbl.Watch(s.Revision())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bookmarks.Close()
+	mustCreate(t, busy, key("", "n"), "1")
+	if _, _, err := bookmarks.Next(t.Context()); err != nil { // progress was announced
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if events, _, err := c.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Next = %v, %v; want it to wait", events, err)
+	}
+	e := mustCreate(t, tbl, key("ns", "a"), "v")
+	events, progress, err := c.Next(t.Context())
+	if err != nil || len(events) != 1 || progress != e.Revision() {
+		t.Errorf("Next = %v, %d, %v; want the event of %d", events, progress, err, e.Revision())
+	}
+}
+
 func TestWatchFromTheFuture(t *testing.T) {
 	s, _ := newStore(t)
 	tbl := register(t, s, configMaps())

@@ -27,6 +27,7 @@ type Table struct {
 	revision int64
 	snapshot *Snapshot // of the tree as it is now; nil when it changed since
 	log      eventLog
+	grown    chan struct{} // closed when the log grows; nil when nobody waits for that alone
 	changed  chan struct{} // closed when the log grows or progress is due; nil when nobody waits
 	closed   bool
 	old      []*Snapshot // some older snapshots that continued lists asked for
@@ -225,13 +226,22 @@ func shared(have, loaded *btree.Map[string, *Entry]) []*Entry {
 
 // wakeLocked lets every waiting cursor look again.
 func (t *Table) wakeLocked() {
+	if t.grown != nil {
+		close(t.grown)
+		t.grown = nil
+	}
+	t.announceLocked()
+}
+
+// announceLocked lets those cursors look again that want to know of progress.
+func (t *Table) announceLocked() {
 	if t.changed != nil {
 		close(t.changed)
 		t.changed = nil
 	}
 }
 
-// wake is wakeLocked for progress.
+// wake is announceLocked for who does not hold the lock.
 func (t *Table) wake() {
 	t.mu.RLock()
 	nobody := t.changed == nil
@@ -240,7 +250,7 @@ func (t *Table) wake() {
 		return
 	}
 	t.mu.Lock()
-	t.wakeLocked()
+	t.announceLocked()
 	t.mu.Unlock()
 }
 

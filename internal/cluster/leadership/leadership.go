@@ -139,6 +139,11 @@ func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 	l.setLeading(true)
 	ctx := store.WithFence(t.ctx, t.fence)
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		// At once, not when the work has stopped: who asks must not take this server for the leader.
+		<-ctx.Done()
+		l.setLeading(false)
+	})
 	if l.cfg.Publish != nil {
 		wg.Go(func() { l.publish(ctx, t.transitions) })
 	}
@@ -150,7 +155,6 @@ func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 		log.Warn("what the leader runs ended; it is started again", "error", err)
 		wait(ctx, retryPause)
 	}
-	l.setLeading(false)
 	wg.Wait()
 	log.Info("this server leads no longer", "cause", context.Cause(t.ctx))
 }
