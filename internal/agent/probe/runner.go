@@ -102,7 +102,7 @@ func (r Runner) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if outcome != Success && r.Failed != nil && text != "" {
+		if r.Failed != nil && (outcome == Failure || text != "") {
 			r.Failed(text)
 		}
 		verdict, changed := counter.Add(outcome)
