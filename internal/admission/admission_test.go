@@ -10,11 +10,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	stock "k8s.io/apiserver/pkg/admission"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/testkit/fakeclient"
 )
 
 func account(name string) *corev1.ServiceAccount {
@@ -39,7 +38,7 @@ func attributes(op stock.Operation, resource, sub string, obj, old runtime.Objec
 // create passes a pod through the default chain.
 func create(t *testing.T, p *corev1.Pod, state ...client.Object) error {
 	t.Helper()
-	chain := admission.Default(fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(state...).Build())
+	chain := admission.Default(fakeclient.Builder().WithObjects(state...).Build())
 	a := attributes(stock.Create, "pods", "", p, nil)
 	if err := chain.Admit(t.Context(), a, nil); err != nil {
 		return err
@@ -153,7 +152,7 @@ func TestDefaultPriorityClass(t *testing.T) {
 	if p.Spec.PriorityClassName != "standard" || *p.Spec.Priority != 5 || *p.Spec.PreemptionPolicy != never {
 		t.Errorf("got %+v", p.Spec)
 	}
-	chain := admission.Default(fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(standard).Build())
+	chain := admission.Default(fakeclient.Builder().WithObjects(standard).Build())
 	second := standard.DeepCopy()
 	second.Name = "second"
 	if err := chain.Validate(t.Context(), attributes(stock.Create, "priorityclasses", "", second, nil), nil); err == nil {

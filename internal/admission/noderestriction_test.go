@@ -19,10 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	stock "k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/testkit/fakeclient"
 )
 
 func csr(t *testing.T, name string) *certificatesv1.CertificateSigningRequest {
@@ -51,7 +50,7 @@ func TestNodeRestriction(t *testing.T) {
 		return p
 	}
 	self := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-uid"}}
-	reader := fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(bound("mine", "n1"), bound("theirs", "n2"), self).Build()
+	reader := fakeclient.Builder().WithObjects(bound("mine", "n1"), bound("theirs", "n2"), self).Build()
 	plugin := admission.NewNodeRestriction(reader)
 
 	changed := func(o runtime.Object, f func(metav1.Object)) runtime.Object {

@@ -16,13 +16,12 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	apirbac "barque.dev/internal/api/rbac"
 	"barque.dev/internal/auth/image"
 	"barque.dev/internal/auth/rbac"
+	"barque.dev/internal/testkit/fakeclient"
 )
 
 func gr(name string) schema.GroupResource {
@@ -260,7 +259,7 @@ func TestEscalation(t *testing.T) {
 }
 
 func newClient() client.Client {
-	return fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).Build()
+	return fakeclient.Builder().Build()
 }
 
 func TestBootstrap(t *testing.T) {
