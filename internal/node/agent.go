@@ -50,7 +50,7 @@ func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 			return err
 		}
 	}
-	services := append([]run.Service{run.Func("certificates", a.certs.renew)}, a.worker.services()...)
+	services := append([]run.Service{run.Func("memory", releaseMemory), run.Func("certificates", a.certs.renew)}, a.worker.services()...)
 	return run.Group(ctx, cfg.Log, ready, services...)
 }
 

@@ -91,7 +91,7 @@ func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 // services is the wiring list: what a server runs, in the order in which it is started; it is
 // stopped in reverse.
 func (s *Server) services() []run.Service {
-	services := []run.Service{run.Func("store", s.store.Run)}
+	services := []run.Service{run.Func("memory", releaseMemory), run.Func("store", s.store.Run)}
 	if s.member != nil {
 		services = append(services,
 			run.Func("membership", s.membership.Run),
