@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -62,18 +61,21 @@ func newKubectl(s Streams) *cobra.Command {
 // kubectlConfig finds the cluster: as kubectl does, or else the one of this machine.
 func kubectlConfig() *genericclioptions.ConfigFlags {
 	config := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50)
-	if os.Getenv(clientcmd.RecommendedConfigPathEnvVar) != "" {
-		return config
-	}
+	own := os.Getenv(clientcmd.RecommendedConfigPathEnvVar) != ""
 	path, err := (&access{}).path()
-	if err == nil {
+	switch {
+	case err == nil && own:
+		return config
+	case err == nil:
 		*config.KubeConfig = path
+		return config
+	case !own && exists(clientcmd.RecommendedHomeFile):
 		return config
 	}
 	// kubectl would try a server on localhost, whose port is not that of any server of ours.
 	return config.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
-		if *config.KubeConfig == "" && *config.APIServer == "" && !exists(clientcmd.RecommendedHomeFile) && c.Host == "http://localhost:8080" {
-			panic(kubectlEnd{errors.Join(err)})
+		if *config.KubeConfig == "" && *config.APIServer == "" && c.Host == "http://localhost:8080" {
+			panic(kubectlEnd{err})
 		}
 		return c
 	})

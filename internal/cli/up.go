@@ -88,13 +88,17 @@ The cluster is up: %d machines behind %s.
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, `
-What next:
-  export KUBECONFIG=%s
-  kubectl get nodes,pods -A -o wide     (or: barque kubectl …)
-  barque status%s                          who leads, who runs what, health
-  barque down%s                            remove every trace
-`, c.Kubeconfig(), dirFlag, dirFlag)
+	program := os.Args[0]
+	_, err = fmt.Fprintf(w, "\nWhat next:\n  export KUBECONFIG=%s\n", c.Kubeconfig())
+	for _, next := range [][2]string{
+		{"kubectl get nodes,pods -A -o wide", "(or: " + program + " kubectl …)"},
+		{program + " status" + dirFlag, "who leads, who runs what, health"},
+		{program + " down" + dirFlag, "remove every trace"},
+	} {
+		if err == nil {
+			_, err = fmt.Fprintf(w, "  %-40s %s\n", next[0], next[1])
+		}
+	}
 	return err
 }
 

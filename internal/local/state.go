@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
@@ -76,7 +77,11 @@ func Load(dir string) (*Cluster, error) {
 	}
 	c := &Cluster{Dir: dir}
 	if err := yaml.UnmarshalStrict(data, c); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w; remove the cluster with `barque down --dir %s`", filepath.Join(dir, stateFile), err, dir)
+		reason := err.Error()
+		for _, step := range []string{"error converting YAML to JSON: ", "error unmarshaling JSON: ", "while decoding JSON: ", "json: "} {
+			reason = strings.TrimPrefix(reason, step)
+		}
+		return nil, fmt.Errorf("%s is damaged: %s; remove the cluster with `barque down --dir %s`", filepath.Join(dir, stateFile), reason, dir)
 	}
 	if c.ID == "" || !c.Subnet.IsValid() || len(c.Machines) == 0 {
 		return nil, fmt.Errorf("%s is damaged: it lacks the id, the subnet or the machines; remove the cluster with `barque down --dir %s`", filepath.Join(dir, stateFile), dir)
