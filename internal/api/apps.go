@@ -26,7 +26,7 @@ func appsResources() []*Resource {
 		definition{resource: "replicasets", kind: "ReplicaSet", short: []string{"rs"}, categories: categoryAll(),
 			strategy: replicaset.Strategy, status: replicaset.StatusStrategy, subs: []*Subresource{scale()}, fields: replicaSetFields},
 		definition{resource: "statefulsets", kind: "StatefulSet", short: []string{"sts"}, categories: categoryAll(),
-			strategy: statefulset.Strategy, status: statefulset.StatusStrategy, subs: []*Subresource{scale()}},
+			strategy: statefulset.Strategy, status: statefulset.StatusStrategy, subs: []*Subresource{scale()}, onRead: completeStatefulSet},
 	)
 }
 

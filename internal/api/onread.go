@@ -1,6 +1,7 @@
 package api
 
 import (
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	netutils "k8s.io/utils/net"
@@ -65,5 +66,17 @@ func completeClaim(obj runtime.Object) {
 		spec.DataSource = &corev1.TypedLocalObjectReference{
 			APIGroup: spec.DataSourceRef.APIGroup, Kind: spec.DataSourceRef.Kind, Name: spec.DataSourceRef.Name,
 		}
+	}
+}
+
+// completeStatefulSet says of each claim template what it is. The stored form has no place for
+// that, and a stock API server shows it.
+func completeStatefulSet(obj runtime.Object) {
+	set, ok := obj.(*appsv1.StatefulSet)
+	if !ok {
+		return
+	}
+	for i := range set.Spec.VolumeClaimTemplates {
+		set.Spec.VolumeClaimTemplates[i].SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PersistentVolumeClaim"))
 	}
 }
