@@ -2,7 +2,7 @@
 # Installs what the build and the tests need from Debian, and says what.
 set -euo pipefail
 
-# libseccomp: runc's seccomp filters. busybox-static: the test images. procps, iproute2: tests.
+# libseccomp: runc's seccomp filters. busybox-static: the test images. iproute2: tests.
 packages=(libseccomp-dev pkg-config busybox-static iproute2)
 missing=()
 for p in "${packages[@]}"; do

@@ -26,12 +26,12 @@ import (
 	"k8s.io/client-go/tools/record"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/kit"
+	"barque.dev/internal/testkit/fakeclient"
 )
 
 // TB is what is needed of a test; *testing.T and *rapid.T have it.
@@ -67,7 +67,7 @@ type follower struct {
 // New makes a world with some objects, at noon of the first day of 2030.
 func New(t TB, objs ...client.Object) *World {
 	w := &World{t: t, Clock: clocktesting.NewFakeClock(time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC))}
-	w.Client = interceptor.NewClient(fake.NewClientBuilder().WithScheme(scheme.Scheme).Build(), interceptor.Funcs{
+	w.Client = interceptor.NewClient(fakeclient.Builder().Build(), interceptor.Funcs{
 		Create: w.create, Update: w.update, Delete: w.delete, Patch: w.patch,
 		SubResourcePatch: func(ctx context.Context, c client.Client, _ string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
 			return w.change("status", obj, func() error { return c.Status().Patch(ctx, obj, patch, opts...) })
