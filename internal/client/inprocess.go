@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -35,6 +36,8 @@ type Config struct {
 	User user.Info
 	// FieldManager names the writer in managed fields when a call does not.
 	FieldManager string
+	// Log may be nil.
+	Log *slog.Logger
 }
 
 // InProcess is a client that reads the store's shared image and writes through the API server's
@@ -50,6 +53,9 @@ var _ Client = (*InProcess)(nil)
 func NewInProcess(cfg Config) *InProcess {
 	if cfg.Scheme == nil {
 		cfg.Scheme = api.Scheme()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &InProcess{cfg: cfg}
 }
