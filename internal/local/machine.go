@@ -99,8 +99,20 @@ func (m *Machine) Kill() error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill %s: %w", m.Name, err)
 	}
-	return nil
+	// The signal is on its way; who starts the machine again must find it ended.
+	for deadline := time.Now().Add(killTimeout); ; time.Sleep(time.Millisecond) {
+		if _, err := processStart(pid); err != nil {
+			return nil //nolint:nilerr // it has ended
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("kill %s: process %d does not end", m.Name, pid)
+		}
+	}
 }
+
+// killTimeout bounds how long a killed process may take to end: it may be in the midst of a write
+// to a slow disk.
+const killTimeout = 10 * time.Second
 
 // PowerOff ends the whole machine at once, without a word to anybody: its cable is gone and
 // so is every process, containers included. `barque up` starts it again.
