@@ -186,7 +186,7 @@ func (s *Server) openAPI(context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("set up the API's resources: %w", err)
 	}
-	s.client = client.NewInProcess(client.Config{Tables: s.registry, Verbs: s.registry.Verbs()})
+	s.client = client.NewInProcess(client.Config{Tables: s.registry, Verbs: s.registry.Verbs(), Log: log})
 	if err := s.openTracker(); err != nil {
 		return err
 	}

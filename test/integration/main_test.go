@@ -66,7 +66,9 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	program = filepath.Join(root, "bin", "barque")
+	if program = os.Getenv("BARQUE_PROGRAM"); program == "" {
+		program = filepath.Join(root, "bin", "barque")
+	}
 	if _, err := os.Stat(program); err != nil {
 		return fmt.Errorf("%w: run `make build` first", err)
 	}
@@ -76,9 +78,18 @@ func prepare() error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build stock kubectl: %w: %s", err, out)
 	}
-	// What an earlier run that was killed left behind.
+	return cleanUp()
+}
+
+// cleanUp removes what earlier runs that were killed left behind: clusters in directories that
+// are named after a process which is gone.
+func cleanUp() error {
 	old, _ := filepath.Glob("/tmp/bqt-*")
 	for _, dir := range old {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(dir, "/tmp/bqt-"), "-")
+		if _, err := os.Stat("/proc/" + pid); err == nil {
+			continue
+		}
 		if err := local.Down(context.Background(), dir, func(string, ...any) {}); err != nil {
 			return fmt.Errorf("clean up after an earlier run: %w", err)
 		}
@@ -95,12 +106,15 @@ type cluster struct {
 
 // up starts a cluster in a directory of its own; its name is short since sockets are in it.
 func up(servers int, flags ...string) (*cluster, error) {
-	dir, err := os.MkdirTemp("/tmp", "bqt-")
+	dir, err := os.MkdirTemp("/tmp", fmt.Sprintf("bqt-%d-", os.Getpid()))
 	if err != nil {
 		return nil, err
 	}
 	c := &cluster{dir: dir, servers: servers}
-	return c, c.heal(flags...)
+	if err := c.heal(flags...); err != nil {
+		return c, err
+	}
+	return c, c.importImages()
 }
 
 // heal runs `barque up` on the cluster's directory and waits until all is well.
