@@ -97,16 +97,14 @@ func killCgroup(ctx context.Context, path string) error {
 		return err
 	}
 	dir := filepath.Join(unified, path)
-	err = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("kill control group %s: %w", path, err)
-	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
+		// Again and again: a process that is executing a program just now can miss it.
+		err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("kill control group %s: %w", path, err)
+		}
 		events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 		if err != nil || strings.Contains(string(events), "populated 0") {
 			return nil //nolint:nilerr // a group that vanished holds no process

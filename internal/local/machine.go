@@ -208,7 +208,12 @@ func processStart(pid int) (string, error) {
 	}
 	// The command's name may hold spaces and parentheses; fields are counted after the last.
 	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 20 {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	// While a thread other than the first one executes a program, the first is a zombie for a
+	// moment, and the process lives: it has more threads (field 20).
+	if (fields[0] == "Z" || fields[0] == "X") && len(fields[17]) == 1 && fields[17] <= "1" {
 		return "", fmt.Errorf("process %d has ended", pid)
 	}
 	return fields[19], nil

@@ -216,7 +216,8 @@ func (w *worker) keepVolumes(ctx context.Context, pod *corev1.Pod, observed cri.
 	}
 	w.mu.Lock()
 	due := w.stale || !w.refreshAt.IsZero() && !at.Before(w.refreshAt) || w.retries[taskVolumes].delay > 0
-	w.stale = false
+	// A version that came while this step was under way has yet to be shown: its step follows.
+	w.stale = w.stale && w.pod != pod
 	w.mu.Unlock()
 	if !due {
 		return w.refreshAt
