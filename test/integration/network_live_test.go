@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Endpoints is deprecated by upstream, and served all the same.
+
 package integration
 
 import (

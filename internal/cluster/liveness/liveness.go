@@ -90,6 +90,13 @@ func (t *Tracker) LastHeard(node string) time.Time {
 	return t.seen[node]
 }
 
+// Connected tells whether the node's agent holds a connection to this server now.
+func (t *Tracker) Connected(node string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open[node] > 0
+}
+
 // Notify sets the function that is called when a node's last connection ends or its first
 // begins; nil for none. It must not block.
 func (t *Tracker) Notify(changed func(node string)) {

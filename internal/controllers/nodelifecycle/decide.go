@@ -36,8 +36,11 @@ const LostAnnotation = "barque.dev/lost-since"
 type verdict int8
 
 const (
-	// alive: heard within its bounds, or known to be merely restarting.
+	// alive: heard within its bounds.
 	alive verdict = iota
+	// suspect: its agent is gone or silent for a moment. It gets no new pods; those that it
+	// has may well go on.
+	suspect
 	// unknown: silent for longer than grace.
 	unknown
 	// lost: silent on every server, its machine unreachable, and silent for longer than its
@@ -48,6 +51,9 @@ const (
 // evidence is what a verdict rests on. Durations are since the last sign of life, by this
 // server's own clock.
 type evidence struct {
+	// connectedOnce tells whether the node's agent ever held a connection to this server,
+	// and refused whether it holds none now and its port refuses another.
+	connectedOnce, refused bool
 	// leaseSilence is how long the node's lease or status has not changed.
 	leaseSilence time.Duration
 	// opinion is the servers', when they were asked.
@@ -65,6 +71,8 @@ func judge(e evidence) verdict {
 		return lost
 	case e.leaseSilence >= grace:
 		return unknown
+	case e.refused, e.connectedOnce && e.leaseSilence >= suspectAfter:
+		return suspect
 	}
 	return alive
 }
@@ -98,6 +106,9 @@ func desiredTaints(n *corev1.Node, v verdict, now metav1.Time) []corev1.Taint {
 		case c.Status == corev1.ConditionTrue && pressureTaints[c.Type] != "":
 			add(pressureTaints[c.Type], corev1.TaintEffectNoSchedule)
 		}
+	}
+	if v == suspect && want[corev1.TaintNodeUnreachable] == nil {
+		add(corev1.TaintNodeUnreachable, corev1.TaintEffectNoSchedule)
 	}
 	if n.Spec.Unschedulable {
 		add(corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule)

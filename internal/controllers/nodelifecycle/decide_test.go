@@ -15,7 +15,7 @@ func TestJudge(t *testing.T) {
 	const fence = 2500 * time.Millisecond
 	dead := func() evidence {
 		return evidence{
-			leaseSilence: 4 * time.Second, fenceAfter: fence, silentNodes: 1, nodes: 3,
+			leaseSilence: 4 * time.Second, fenceAfter: fence, silentNodes: 1, nodes: 3, connectedOnce: true,
 			opinion: &liveness.Opinion{Servers: 3, Asked: 2, Silence: 4 * time.Second},
 		}
 	}
@@ -25,14 +25,15 @@ func TestJudge(t *testing.T) {
 		want verdict
 	}{
 		{"machine is gone", func(*evidence) {}, lost},
-		{"its kernel answers one server", func(e *evidence) { e.opinion.Answering = 1 }, alive},
-		{"another server heard it", func(e *evidence) { e.opinion.Silence = time.Second }, alive},
-		{"its agent may not have fenced itself yet", func(e *evidence) { e.opinion.Silence = fence }, alive},
+		{"its kernel answers one server", func(e *evidence) { e.opinion.Answering = 1 }, suspect},
+		{"another server heard it", func(e *evidence) { e.opinion.Silence = time.Second }, suspect},
+		{"its agent may not have fenced itself yet", func(e *evidence) { e.opinion.Silence = fence }, suspect},
 		{"it renewed its lease", func(e *evidence) { e.leaseSilence = time.Second }, alive},
-		{"only a minority of servers looked", func(e *evidence) { e.opinion.Asked = 1 }, alive},
-		{"it never held a connection", func(e *evidence) { e.opinion.Silence = -1 }, alive},
-		{"most nodes are silent: it is us", func(e *evidence) { e.silentNodes = 2 }, alive},
-		{"nobody was asked", func(e *evidence) { e.opinion = nil }, alive},
+		{"only a minority of servers looked", func(e *evidence) { e.opinion.Asked = 1 }, suspect},
+		{"it never held a connection", func(e *evidence) { e.opinion.Silence, e.connectedOnce = -1, false }, alive},
+		{"its agent is gone, a moment ago", func(e *evidence) { e.leaseSilence, e.opinion, e.refused = 0, nil, true }, suspect},
+		{"most nodes are silent: it is us", func(e *evidence) { e.silentNodes = 2 }, suspect},
+		{"nobody was asked", func(e *evidence) { e.opinion = nil }, suspect},
 		{"stock: silent for long", func(e *evidence) { e.opinion, e.leaseSilence = nil, grace }, unknown},
 		{"silent for long, but answering", func(e *evidence) { e.opinion.Answering, e.leaseSilence = 1, grace }, unknown},
 	}
@@ -71,6 +72,8 @@ func TestDesiredTaints(t *testing.T) {
 		{"others' taints stay", node(corev1.ConditionTrue, custom), alive, []string{"mine:NoSchedule"}},
 		{"not ready", node(corev1.ConditionFalse), alive, []string{"node.kubernetes.io/not-ready:NoSchedule", "node.kubernetes.io/not-ready:NoExecute"}},
 		{"unknown", node(corev1.ConditionUnknown), unknown, []string{"node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"}},
+		{"suspect", node(corev1.ConditionTrue), suspect, []string{"node.kubernetes.io/unreachable:NoSchedule"}},
+		{"suspect, and unknown already", node(corev1.ConditionUnknown), suspect, []string{"node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"}},
 		{"lost", node(corev1.ConditionUnknown), lost, []string{
 			"node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute", "node.kubernetes.io/out-of-service:NoExecute"}},
 		{"back", lostBefore(node(corev1.ConditionTrue, admins)), alive, nil},

@@ -38,6 +38,10 @@ import (
 type Witness interface {
 	// LastHeard is when this server last heard the node; zero for never.
 	LastHeard(node string) time.Time
+	// Connected tells whether the node's agent holds a connection to this server now.
+	Connected(node string) bool
+	// Knock tells what becomes of a connection attempt, within a bound of its own.
+	Knock(ctx context.Context, addr netip.AddrPort) liveness.Reply
 	// Ask collects what every server knows.
 	Ask(ctx context.Context, node string, addr netip.AddrPort) liveness.Opinion
 	// Notify sets what is called when a node's connection ends or begins.
@@ -153,19 +157,19 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := c.apply(ctx, &node, v, now); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{RequeueAfter: c.lookAgain(&node, e, v)}, nil
+	return reconcile.Result{RequeueAfter: c.lookAgain(e, v)}, nil
 }
 
 // patience is how often a node is looked at without a reason.
 const patience = 5 * time.Second
 
 // lookAgain is when to look at the node again, if nothing happens before.
-func (c *controller) lookAgain(node *corev1.Node, e evidence, v verdict) time.Duration {
+func (c *controller) lookAgain(e evidence, v verdict) time.Duration {
 	switch {
+	case v == suspect:
+		return max(recheck, askAfter(c.fenceAfter)-e.leaseSilence)
 	case v != alive:
 		return patience
-	case e.leaseSilence >= suspectAfter && !c.witness.LastHeard(node.Name).IsZero():
-		return max(recheck, askAfter(c.fenceAfter)-e.leaseSilence)
 	}
 	return min(grace-e.leaseSilence, patience)
 }
@@ -196,8 +200,18 @@ func (c *controller) forget(node string) {
 
 // collect gathers the evidence; other servers are asked only about a suspect.
 func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Time) (evidence, error) {
-	e := evidence{leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter}
-	if e.leaseSilence < askAfter(c.fenceAfter) || c.witness.LastHeard(node.Name).IsZero() {
+	e := evidence{
+		leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter,
+		connectedOnce: !c.witness.LastHeard(node.Name).IsZero(),
+	}
+	if !e.connectedOnce {
+		return e, nil
+	}
+	addr, known := agentAddress(node)
+	if known && !c.witness.Connected(node.Name) {
+		e.refused = c.witness.Knock(ctx, addr) == liveness.Refused
+	}
+	if e.leaseSilence < askAfter(c.fenceAfter) {
 		return e, nil
 	}
 	var nodes corev1.NodeList
@@ -210,7 +224,7 @@ func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Ti
 			e.silentNodes++
 		}
 	}
-	if addr, ok := agentAddress(node); ok {
+	if known {
 		opinion := c.witness.Ask(ctx, node.Name, addr)
 		e.opinion = &opinion
 		// It may have been heard meanwhile, and else was silent for longer by now.
@@ -233,7 +247,7 @@ func agentAddress(n *corev1.Node) (netip.AddrPort, bool) {
 // apply writes the verdict: conditions, then taints, then the pods' readiness.
 func (c *controller) apply(ctx context.Context, node *corev1.Node, v verdict, now time.Time) error {
 	current := node
-	if v != alive {
+	if v == unknown || v == lost {
 		changed := node.DeepCopy()
 		if unknownConditions(&changed.Status, metav1.NewTime(now)) {
 			if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(node)); err != nil {
