@@ -51,9 +51,10 @@ const (
 // evidence is what a verdict rests on. Durations are since the last sign of life, by this
 // server's own clock.
 type evidence struct {
-	// connectedOnce tells whether the node's agent ever held a connection to this server,
-	// and refused whether it holds none now and its port refuses another.
-	connectedOnce, refused bool
+	// connected tells whether the node's agent holds a connection to this server,
+	// connectedOnce whether it ever held one to any that was asked, and refused whether it
+	// holds none now and its port refuses another.
+	connected, connectedOnce, refused bool
 	// leaseSilence is how long the node's lease or status has not changed.
 	leaseSilence time.Duration
 	// opinion is the servers', when they were asked.

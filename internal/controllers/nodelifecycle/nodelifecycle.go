@@ -166,7 +166,7 @@ const patience = 5 * time.Second
 // lookAgain is when to look at the node again, if nothing happens before.
 func (c *controller) lookAgain(e evidence, v verdict) time.Duration {
 	switch {
-	case v == suspect:
+	case v == suspect, v == alive && !e.connected && e.opinion == nil:
 		return max(recheck, askAfter(c.fenceAfter)-e.leaseSilence)
 	case v != alive:
 		return patience
@@ -202,13 +202,10 @@ func (c *controller) forget(node string) {
 func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Time) (evidence, error) {
 	e := evidence{
 		leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter,
-		connectedOnce: !c.witness.LastHeard(node.Name).IsZero(),
-	}
-	if !e.connectedOnce {
-		return e, nil
+		connected: c.witness.Connected(node.Name), connectedOnce: !c.witness.LastHeard(node.Name).IsZero(),
 	}
 	addr, known := agentAddress(node)
-	if known && !c.witness.Connected(node.Name) {
+	if known && e.connectedOnce && !e.connected {
 		e.refused = c.witness.Knock(ctx, addr) == liveness.Refused
 	}
 	if e.leaseSilence < askAfter(c.fenceAfter) {
@@ -227,6 +224,8 @@ func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Ti
 	if known {
 		opinion := c.witness.Ask(ctx, node.Name, addr)
 		e.opinion = &opinion
+		// This server may have come too late to hear it, another not.
+		e.connectedOnce = e.connectedOnce || opinion.Silence >= 0
 		// It may have been heard meanwhile, and else was silent for longer by now.
 		e.leaseSilence = c.silence(node.Name, c.deps.Clock.Now())
 	}
