@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
@@ -93,9 +94,12 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 		return nil, errUsage{fmt.Errorf("--log-level %q: choose debug, info, warn or error", level)}
 	}
 	handler := slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
-	klog.SetSlogLogger(slog.New(oneDown{handler}))
+	routeKlog.Do(func() { klog.SetSlogLogger(slog.New(oneDown{handler})) })
 	return slog.New(handler), nil
 }
+
+// routeKlog guards klog's logger, which is the process's: it is set before anything reads it.
+var routeKlog sync.Once
 
 // oneDown is for what the libraries of Kubernetes, and gRPC through them, say by themselves: they
 // call it a warning when a connection has to be made again, which is of interest to those who debug.

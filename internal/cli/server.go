@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/klog/v2"
 
 	"barque.dev/internal/local"
 	"barque.dev/internal/node"
@@ -60,7 +59,6 @@ func newServer(s Streams) *cobra.Command {
 		if cfg.Log, err = newLogger(s.Err, level); err != nil {
 			return err
 		}
-		klog.SetSlogLogger(cfg.Log)
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}
@@ -89,7 +87,6 @@ func newAgent(s Streams) *cobra.Command {
 		if cfg.Log, err = newLogger(s.Err, level); err != nil {
 			return err
 		}
-		klog.SetSlogLogger(cfg.Log)
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}

@@ -3,12 +3,12 @@ package wire
 import (
 	"bytes"
 	"math/rand"
-	"reflect"
 	"strings"
 	"sync"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/api/apitesting/fuzzer"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metafuzzer "k8s.io/apimachinery/pkg/apis/meta/fuzzer"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -135,7 +135,7 @@ func checkObjects(t *testing.T, kind schema.GroupVersionKind, encoding Encoding,
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !reflect.DeepEqual(before, obj) {
+		if !equality.Semantic.DeepEqual(before, obj) {
 			t.Fatal("the shared object was changed")
 		}
 		body := e.Object(item)
