@@ -62,6 +62,7 @@ type Reporter struct {
 
 	mu       sync.Mutex
 	node     *corev1.Node
+	losses   int // how often the node was lost
 	facts    Facts
 	lastSent time.Time
 	version  *runtimeapi.VersionResponse
@@ -119,6 +120,7 @@ func older(a, b *corev1.Node) bool {
 func (r *Reporter) Lost() {
 	r.mu.Lock()
 	r.node = nil
+	r.losses++
 	r.mu.Unlock()
 	r.Wake()
 }
@@ -193,8 +195,16 @@ func (r *Reporter) sync(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	r.facts = facts
-	node := r.node
+	node, losses := r.node, r.losses
 	r.mu.Unlock()
+	// An answer from before a loss must not hide the loss.
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.losses != losses {
+			r.node = nil
+		}
+	}()
 	if node == nil {
 		if node, err = r.register(ctx); err != nil {
 			return err
