@@ -198,7 +198,7 @@ func (c *cluster) kubectl(t testing.TB, args ...string) string {
 
 // tryKubectl runs stock kubectl with input.
 func (c *cluster) tryKubectl(input string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, kubectl, append([]string{"--kubeconfig", c.Kubeconfig()}, args...)...)
 	cmd.Stdin = strings.NewReader(input)
@@ -228,7 +228,7 @@ func (c *cluster) namespace(t testing.TB) string {
 	name = strings.TrimRight(name[:min(len(name), 60)], "-")
 	c.kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
-		if out, err := c.tryKubectl("", "delete", "namespace", name, "--wait", "--timeout=60s"); err != nil {
+		if out, err := c.tryKubectl("", "delete", "namespace", name, "--wait", "--timeout=150s"); err != nil {
 			t.Errorf("delete namespace %s: %v\n%s", name, err, out)
 		}
 	})
