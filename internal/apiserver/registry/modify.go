@@ -25,8 +25,8 @@ type change struct {
 	op operation
 	// uid is a precondition; "" is none.
 	uid types.UID
-	// forceCreate lets the change create what is missing although the resource's rules do not.
-	forceCreate bool
+	// creates lets the change create what is missing.
+	creates bool
 	// skipRules keeps what make makes without the resource's rules (binding).
 	skipRules bool
 	// direct keeps it from admission too: it was admitted as something else.
@@ -281,7 +281,7 @@ func lost(err error, req Request) (outcome, error) {
 // attemptCreate creates what a PUT or an apply found missing.
 func (r *Registry) attemptCreate(ctx context.Context, c change) (outcome, error) {
 	req := c.op.req
-	if req.Subresource != "" || c.skipRules || (!c.forceCreate && !c.rules().AllowCreateOnUpdate(ctx)) {
+	if !c.creates {
 		return outcome{}, notFound(req.groupResource(), req.Name)
 	}
 	if c.uid != "" {

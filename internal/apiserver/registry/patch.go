@@ -69,7 +69,7 @@ func (r *Registry) Patch(ctx context.Context, req Request, kind types.PatchType,
 	update.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("UpdateOptions"))
 	c := change{
 		op:   operation{req: req, op: admission.Update, options: update, dryRun: isDryRun(opts.DryRun), name: req.Name},
-		view: v, forceCreate: kind == types.ApplyYAMLPatchType && req.Subresource == "",
+		view: v, creates: kind == types.ApplyYAMLPatchType && req.Subresource == "",
 		make: func(ctx context.Context, live runtime.Object) (runtime.Object, error) {
 			out, err := p.apply(ctx, live)
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -82,6 +83,39 @@ func TestPatches(t *testing.T) {
 	}
 	if _, _, err = s.Patch(t.Context(), s.req("deployments.apps", "default", "none"), types.MergePatchType, []byte(`{}`), nil); !apierrors.IsNotFound(err) {
 		t.Errorf("a patch of what is not there: %v", err)
+	}
+}
+
+// TestPatchesOfWhatIsNotThere: a PUT may create some kinds, a patch none but by apply. Event recorders count on it: they
+// create an event that they could not patch.
+func TestPatchesOfWhatIsNotThere(t *testing.T) {
+	s := start(t, nil)
+	for resource, applied := range map[string]string{
+		"events":                     `{"apiVersion":"v1","kind":"Event","metadata":{"name":"x","namespace":"default"},"involvedObject":{"kind":"Pod","namespace":"default","name":"p"}}`,
+		"events.events.k8s.io":       `{"apiVersion":"events.k8s.io/v1","kind":"Event","metadata":{"name":"y","namespace":"default"},"eventTime":"2026-01-01T00:00:00.000000Z","reportingController":"a","reportingInstance":"b","action":"c","reason":"d","type":"Normal","regarding":{"namespace":"default"}}`,
+		"leases.coordination.k8s.io": `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"x","namespace":"default"}}`,
+		"configmaps":                 `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x","namespace":"default"}}`,
+	} {
+		name := "x"
+		if strings.Contains(applied, `"y"`) {
+			name = "y"
+		}
+		req := s.req(resource, "default", name)
+		for kind, body := range map[types.PatchType]string{
+			types.MergePatchType: `{"metadata":{"labels":{"a":"b"}}}`, types.StrategicMergePatchType: `{"metadata":{"labels":{"a":"b"}}}`,
+			types.JSONPatchType: `[{"op":"add","path":"/metadata/labels","value":{"a":"b"}}]`,
+		} {
+			if _, _, err := s.Patch(t.Context(), req, kind, []byte(body), nil); !apierrors.IsNotFound(err) {
+				t.Errorf("%s of %s: %v", kind, resource, err)
+			}
+		}
+		if _, created, err := apply(s, req, "me", applied, false); err != nil || !created {
+			t.Errorf("apply of %s: %v, created %v", resource, err, created)
+		}
+	}
+	lease := decode[*coordinationv1.Lease](t, `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"put","namespace":"default"}}`)
+	if _, created, err := s.Update(t.Context(), s.req("leases.coordination.k8s.io", "default", "put"), lease, nil); err != nil || !created {
+		t.Errorf("a PUT: %v, created %v", err, created)
 	}
 }
 

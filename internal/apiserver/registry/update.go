@@ -52,7 +52,7 @@ func (r *Registry) Update(ctx context.Context, req Request, obj runtime.Object, 
 	}
 	c := change{
 		op:  operation{req: req, op: admission.Update, options: opts, dryRun: isDryRun(opts.DryRun), name: req.Name},
-		uid: m.GetUID(), view: v,
+		uid: m.GetUID(), view: v, creates: req.Subresource == "" && req.Resource.Rules.AllowCreateOnUpdate(ctx),
 		make: func(ctx context.Context, live runtime.Object) (runtime.Object, error) {
 			return fields.UpdateNoErrors(live, obj.DeepCopyObject(), manager(ctx, opts.FieldManager)), nil
 		},
