@@ -24,21 +24,19 @@ import (
 )
 
 // connect passes a request on to a node, pod or service.
-func (s *Server) connect(w http.ResponseWriter, req *http.Request, o operation) {
+func (s *Server) connect(w http.ResponseWriter, req *http.Request, o operation) error {
 	if !slices.Contains(o.sub.Verbs, connectVerb(req.Method)) {
-		s.fail(w, req, generic(http.StatusMethodNotAllowed, req))
-		return
+		return generic(http.StatusMethodNotAllowed, req)
 	}
 	if strings.Contains(req.URL.RawQuery, "dryRun") && req.URL.Query().Has("dryRun") {
-		s.fail(w, req, apierrors.NewBadRequest("dryRun is not supported"))
-		return
+		return apierrors.NewBadRequest("dryRun is not supported")
 	}
 	handler, err := s.connector(req, o)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
 	handler.ServeHTTP(w, req)
+	return nil
 }
 
 // connectVerb is the verb that stands for a method in a list of verbs.
@@ -61,23 +59,11 @@ func (s *Server) connector(req *http.Request, o operation) (http.Handler, error)
 	fail := relay.Fail(s.fail)
 	switch o.resource.Resource + "/" + o.sub.Name {
 	case "pods/exec":
-		opts := &corev1.PodExecOptions{}
-		if err := s.streamOptions(req, opts); err != nil {
-			return nil, err
-		}
-		return s.relay.Exec(ctx, ns, name, opts, fail)
+		return connectStream(s, req, o, &corev1.PodExecOptions{}, s.relay.Exec)
 	case "pods/attach":
-		opts := &corev1.PodAttachOptions{}
-		if err := s.streamOptions(req, opts); err != nil {
-			return nil, err
-		}
-		return s.relay.Attach(ctx, ns, name, opts, fail)
+		return connectStream(s, req, o, &corev1.PodAttachOptions{}, s.relay.Attach)
 	case "pods/portforward":
-		opts := &corev1.PodPortForwardOptions{}
-		if err := s.streamOptions(req, opts); err != nil {
-			return nil, err
-		}
-		return s.relay.PortForward(ctx, ns, name, opts, fail)
+		return connectStream(s, req, o, &corev1.PodPortForwardOptions{}, s.relay.PortForward)
 	case "pods/log":
 		opts := &corev1.PodLogOptions{}
 		if err := connectOptions(req, opts); err != nil {
@@ -92,6 +78,15 @@ func (s *Server) connector(req *http.Request, o operation) (http.Handler, error)
 		return s.relay.Node(ctx, name, proxyPath(o), fail)
 	}
 	return nil, generic(http.StatusNotFound, req)
+}
+
+// connectStream makes the handler of a request that becomes a stream to a pod.
+func connectStream[O runtime.Object](s *Server, req *http.Request, o operation, opts O,
+	open func(ctx context.Context, namespace, name string, opts O, fail relay.Fail) (http.Handler, error)) (http.Handler, error) {
+	if err := s.streamOptions(req, opts); err != nil {
+		return nil, err
+	}
+	return open(req.Context(), o.target.Namespace, o.target.Name, opts, s.fail)
 }
 
 // connectOptions reads the query of a request that is passed on.

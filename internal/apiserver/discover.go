@@ -42,68 +42,61 @@ func (s *Server) addDiscovery(p *paths) error {
 		core.ServerAddressByClientCIDRs = append(core.ServerAddressByClientCIDRs,
 			metav1.ServerAddressByClientCIDR{ClientCIDR: "0.0.0.0/0", ServerAddress: net.JoinHostPort(id.Address, strconv.Itoa(id.Port))})
 	}
-	p.add("/api", s.getOnly(s.root(&core, docs.AggregatedCore, docs.CoreETag)))
-	p.add("/apis", s.getOnly(s.root(docs.Groups, docs.Aggregated, docs.ETag)))
+	p.add("/api", s.getOnly(root(&core, docs.AggregatedCore, docs.CoreETag)))
+	p.add("/apis", s.getOnly(root(docs.Groups, docs.Aggregated, docs.ETag)))
 	for i := range docs.Groups.Groups {
 		name := docs.Groups.Groups[i].Name
-		p.add("/apis/"+name, s.getOnly(s.document(docs.Group(name), "APIGroup")))
+		p.add("/apis/"+name, s.getOnly(document(docs.Group(name), "APIGroup")))
 	}
 	for gv, list := range docs.Resources {
 		path := "/apis/" + gv.String()
 		if gv.Group == "" {
 			path = "/api/" + gv.Version
 		}
-		p.add(path, s.getOnly(s.document(list, "APIResourceList")))
+		p.add(path, s.getOnly(document(list, "APIResourceList")))
 	}
 	return nil
 }
 
 // document serves one discovery document.
-func (s *Server) document(doc runtime.Object, kind string) http.HandlerFunc {
-	return func(w http.ResponseWriter, req *http.Request) {
+func document(doc runtime.Object, kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, req *http.Request) error {
 		m, err := negotiate(req, plainObjects{})
 		if err != nil {
-			s.fail(w, req, err)
-			return
+			return err
 		}
-		s.sendDiscovery(w, req, m, doc, kind)
+		return sendDiscovery(w, req, m, doc, kind)
 	}
 }
 
-func (s *Server) sendDiscovery(w http.ResponseWriter, req *http.Request, m media, doc runtime.Object, kind string) {
+func sendDiscovery(w http.ResponseWriter, req *http.Request, m media, doc runtime.Object, kind string) error {
 	gvk := schema.GroupVersionKind{Version: "v1", Kind: kind}
 	if m.encoding == wire.JSON {
 		// The oldest of these documents leave their version out, and some clients compare.
 		gvk = doc.GetObjectKind().GroupVersionKind()
 	}
-	if err := sendObject(w, req, http.StatusOK, m, doc, gvk); err != nil {
-		s.fail(w, req, err)
-	}
+	return sendObject(w, req, http.StatusOK, m, doc, gvk)
 }
 
 // root serves /api or /apis: the classic document, or the aggregated one to who prefers it.
-func (s *Server) root(classic runtime.Object, aggregated *apidiscoveryv2.APIGroupDiscoveryList, etag string) http.HandlerFunc {
+func root(classic runtime.Object, aggregated *apidiscoveryv2.APIGroupDiscoveryList, etag string) func(http.ResponseWriter, *http.Request) error {
 	etag = strconv.Quote(etag)
-	return func(w http.ResponseWriter, req *http.Request) {
+	return func(w http.ResponseWriter, req *http.Request) error {
 		m, err := negotiate(req, roots{})
 		if err != nil {
-			s.fail(w, req, err)
-			return
+			return err
 		}
 		w.Header().Set("Vary", "Accept")
 		if m.as == nil {
-			s.sendDiscovery(w, req, m, classic, classic.GetObjectKind().GroupVersionKind().Kind)
-			return
+			return sendDiscovery(w, req, m, classic, classic.GetObjectKind().GroupVersionKind().Kind)
 		}
 		w.Header().Set("ETag", etag)
 		w.Header().Set("Cache-Control", "public")
 		if req.Header.Get("If-None-Match") == etag {
 			w.WriteHeader(http.StatusNotModified)
-			return
+			return nil
 		}
 		m.suffix = fmt.Sprintf(";g=%s;v=%s;as=%s", m.as.Group, m.as.Version, m.as.Kind)
-		if err := sendObject(w, req, http.StatusOK, m, aggregated, aggregated.GroupVersionKind()); err != nil {
-			s.fail(w, req, err)
-		}
+		return sendObject(w, req, http.StatusOK, m, aggregated, aggregated.GroupVersionKind())
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -59,36 +60,56 @@ func inVersion(r *api.Resource, obj runtime.Object, kind schema.GroupVersionKind
 	return api.Scheme().ConvertToVersion(obj, kind.GroupVersion())
 }
 
-// respond writes the outcome of a verb on a single object.
-func (s *Server) respond(w http.ResponseWriter, req *http.Request, code int, m media, o operation, result registry.Result) {
-	if status, ok := result.Object.(*metav1.Status); ok && result.Entry == nil {
-		m.as = nil
-		s.deliver(w, req, s.sendStatus(w, req, code, m, status))
-		return
+// answer is what a verb came to: a page of a list, or the result of a verb on a single object, which is that object, a
+// Status, or a list that the registry put together.
+type answer struct {
+	code   int
+	page   *page // nil if it is none
+	result registry.Result
+}
+
+// respond writes an answer in the form that the client asked for.
+func (x *exchange) respond(a answer) error {
+	if a.page == nil && a.result.Entry == nil {
+		if status, ok := a.result.Object.(*metav1.Status); ok {
+			return x.respondStatus(a.code, status)
+		}
+		if meta.IsListType(a.result.Object) {
+			var err error
+			if a.page, err = pageOfObject(a.result.Object); err != nil {
+				return err
+			}
+		}
 	}
-	if result.Entry == nil && listOf(result.Object) {
-		s.deliver(w, req, s.sendAnyList(w, req, code, m, o, result.Object))
-		return
+	switch {
+	case x.media.table():
+		return x.respondTable(a)
+	case a.page != nil:
+		return x.respondPage(a)
+	case x.media.as != nil && x.media.as.Kind == "PartialObjectMetadataList":
+		return notConvertible(x.media, "an object is not a list")
 	}
-	if m.table() {
-		s.deliver(w, req, s.sendTable(w, req, code, m, o, []registry.Result{result}, metav1.ListMeta{}))
-		return
-	}
-	if m.as != nil && m.as.Kind == "PartialObjectMetadataList" {
-		s.fail(w, req, notConvertible(m, "an object is not a list"))
-		return
-	}
-	e := s.encoder(m, o)
-	item, err := itemOf(e, o, result)
+	e := x.server.encoder(x.media, x.operation)
+	item, err := itemOf(e, a.result)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
-	s.deliver(w, req, send(w, req, code, m, e.Object(item)))
+	return send(x.w, x.req, a.code, x.media, e.Object(item))
+}
+
+func (x *exchange) respondStatus(code int, status *metav1.Status) error {
+	if status.Code == 0 && code != http.StatusOK {
+		c := *status
+		c.Code = int32(code)
+		status = &c
+	}
+	m := x.media
+	m.as = nil
+	return sendObject(x.w, x.req, code, m, status, statusKind)
 }
 
 // itemOf encodes a result: an entry's encoding is kept with it, an object's is not.
-func itemOf(e *wire.Encoder, o operation, result registry.Result) ([]byte, error) {
+func itemOf(e *wire.Encoder, result registry.Result) ([]byte, error) {
 	if result.Entry != nil {
 		return e.Item(result.Entry, 0)
 	}
@@ -102,69 +123,64 @@ func (t transient) Object() (runtime.Object, error) { return t.obj, nil }
 
 func (t transient) Wire(_ any, encode func() ([]byte, error)) ([]byte, error) { return encode() }
 
-func (s *Server) sendStatus(w http.ResponseWriter, req *http.Request, code int, m media, status *metav1.Status) error {
-	if status.Code == 0 && code != http.StatusOK {
-		c := *status
-		c.Code = int32(code)
-		status = &c
-	}
-	return sendObject(w, req, code, m, status, statusKind)
+// page is a list, or a part of one.
+type page struct {
+	metav1.ListMeta
+	results []registry.Result
 }
 
-// deliver ends a response. What cannot be encoded is our fault; what cannot be written, as a rule,
-// the client's.
-func (s *Server) deliver(w http.ResponseWriter, req *http.Request, err error) {
-	if err == nil {
-		return
-	}
-	if r, ok := w.(*response); ok && r.code != 0 {
-		s.log.Debug("response not delivered", "path", req.URL.Path, "error", err)
-		return
-	}
-	s.fail(w, req, err)
-}
-
-// respondList writes a page of objects, from the bytes of its items.
-func (s *Server) respondList(w http.ResponseWriter, req *http.Request, m media, o operation, list *registry.List) {
-	listMeta := metav1.ListMeta{
-		ResourceVersion:    strconv.FormatInt(list.Revision, 10),
-		Continue:           list.Continue,
-		RemainingItemCount: list.Remaining,
-	}
-	if m.table() {
-		results := make([]registry.Result, len(list.Entries))
-		for i, entry := range list.Entries {
-			results[i].Entry = entry
-		}
-		s.deliver(w, req, s.sendTable(w, req, http.StatusOK, m, o, results, listMeta))
-		return
-	}
-	if m.as != nil && m.as.Kind == "PartialObjectMetadata" {
-		s.fail(w, req, notConvertible(m, "a list is not an object"))
-		return
-	}
-	kind := o.kind.GroupVersion().WithKind(o.kind.Kind + "List")
-	if m.metadata() {
-		kind = *m.as
-	}
-	e := s.encoder(m, o)
-	items := make([][]byte, len(list.Entries))
+func pageOf(list *registry.List) *page {
+	p := &page{results: make([]registry.Result, len(list.Entries)), ListMeta: metav1.ListMeta{
+		ResourceVersion: strconv.FormatInt(list.Revision, 10), Continue: list.Continue, RemainingItemCount: list.Remaining,
+	}}
 	for i, entry := range list.Entries {
-		item, err := e.Item(entry, 0)
-		if err != nil {
-			s.fail(w, req, err)
-			return
-		}
-		items[i] = item
-		if i%1024 == 0 && req.Context().Err() != nil {
-			s.fail(w, req, req.Context().Err())
-			return
-		}
+		p.results[i].Entry = entry
 	}
-	body, err := e.List(kind, listMeta, items)
+	return p
+}
+
+// pageOfObject makes a page of a list that the registry put together, such as what a deletion removed.
+func pageOfObject(list runtime.Object) (*page, error) {
+	items, err := meta.ExtractList(list)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return nil, err
 	}
-	s.deliver(w, req, send(w, req, http.StatusOK, m, body))
+	accessor, err := meta.ListAccessor(list)
+	if err != nil {
+		return nil, err
+	}
+	p := &page{results: make([]registry.Result, len(items)), ListMeta: metav1.ListMeta{
+		ResourceVersion: accessor.GetResourceVersion(), Continue: accessor.GetContinue(), RemainingItemCount: accessor.GetRemainingItemCount(),
+	}}
+	for i, item := range items {
+		p.results[i].Object = item
+	}
+	return p, nil
+}
+
+// respondPage writes a list from the bytes of its items.
+func (x *exchange) respondPage(a answer) error {
+	if x.media.as != nil && x.media.as.Kind == "PartialObjectMetadata" {
+		return notConvertible(x.media, "a list is not an object")
+	}
+	kind := x.kind.GroupVersion().WithKind(x.kind.Kind + "List")
+	if x.media.metadata() {
+		kind = x.media.as.GroupVersion().WithKind("PartialObjectMetadataList")
+	}
+	e := x.server.encoder(x.media, x.operation)
+	items := make([][]byte, len(a.page.results))
+	for i, result := range a.page.results {
+		if i%1024 == 0 && x.req.Context().Err() != nil {
+			return x.req.Context().Err()
+		}
+		var err error
+		if items[i], err = itemOf(e, result); err != nil {
+			return err
+		}
+	}
+	body, err := e.List(kind, a.page.ListMeta, items)
+	if err != nil {
+		return err
+	}
+	return send(x.w, x.req, a.code, x.media, body)
 }

@@ -28,8 +28,8 @@ func (s *Server) addOpenAPI(p *paths) error {
 	specs, err := openapi.Open()
 	if errors.Is(err, openapi.ErrMissing) {
 		s.log.Error("OpenAPI is not served", "error", err)
-		missing := s.getOnly(func(w http.ResponseWriter, req *http.Request) {
-			s.fail(w, req, apierrors.NewServiceUnavailable(err.Error()))
+		missing := s.getOnly(func(http.ResponseWriter, *http.Request) error {
+			return apierrors.NewServiceUnavailable(err.Error())
 		})
 		p.add("/openapi/", missing)
 		return nil
@@ -72,13 +72,13 @@ func negotiateOpenAPI(req *http.Request, version string) (openapi.Format, string
 	return "", "", false
 }
 
-func (o *openAPI) serveV2(w http.ResponseWriter, req *http.Request) {
-	o.serve(w, req, openapi.V2, "v2")
+func (o *openAPI) serveV2(w http.ResponseWriter, req *http.Request) error {
+	return o.serve(w, req, openapi.V2, "v2")
 }
 
 // serveIndex lists the version 3 documents of what is served, each with the hash by which clients may
 // keep it.
-func (o *openAPI) serveIndex(w http.ResponseWriter, req *http.Request) {
+func (o *openAPI) serveIndex(w http.ResponseWriter, req *http.Request) error {
 	type entry struct {
 		URL string `json:"serverRelativeURL"`
 	}
@@ -92,11 +92,10 @@ func (o *openAPI) serveIndex(w http.ResponseWriter, req *http.Request) {
 	}
 	b, err := json.Marshal(list)
 	if err != nil {
-		o.server.fail(w, req, err)
-		return
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	o.finish(req, sendBytes(w, req, http.StatusOK, b))
+	return sendBytes(w, req, http.StatusOK, b)
 }
 
 // served tells whether the paths that a document describes exist here.
@@ -110,60 +109,52 @@ func (o *openAPI) documentURL(name string) string {
 	return u.String()
 }
 
-func (o *openAPI) serveV3(w http.ResponseWriter, req *http.Request) {
+func (o *openAPI) serveV3(w http.ResponseWriter, req *http.Request) error {
 	name := strings.TrimPrefix(req.URL.Path, "/openapi/v3/")
 	if o.specs.Hash(name) == "" || !o.served(name) {
 		http.NotFound(w, req)
-		return
+		return nil
 	}
 	if hash := req.URL.Query().Get("hash"); hash != "" {
 		if hash != o.specs.Hash(name) {
 			http.Redirect(w, req, o.documentURL(name), http.StatusMovedPermanently)
-			return
+			return nil
 		}
 		// The address holds the hash of the content, so the answer is good for ever.
 		w.Header().Set("Cache-Control", "public, immutable")
 		w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
 	}
-	o.serve(w, req, name, "v3")
+	return o.serve(w, req, name, "v3")
 }
 
 // serve writes a document in the format that the client wants, as it lies packed where the client takes gzip.
-func (o *openAPI) serve(w http.ResponseWriter, req *http.Request, name, version string) {
+func (o *openAPI) serve(w http.ResponseWriter, req *http.Request, name, version string) error {
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
 	format, contentType, ok := negotiateOpenAPI(req, version)
 	if !ok {
 		w.WriteHeader(http.StatusNotAcceptable)
-		return
+		return nil
 	}
 	doc, ok := o.specs.Document(name, format)
 	if !ok {
-		o.server.fail(w, req, fmt.Errorf("OpenAPI document %s is not packed as %s", name, format))
-		return
+		return fmt.Errorf("OpenAPI document %s is not packed as %s", name, format)
 	}
 	etag := strconv.Quote(doc.Hash())
 	h := w.Header()
 	h.Set("Etag", etag)
 	if req.Header.Get("If-None-Match") == etag {
 		w.WriteHeader(http.StatusNotModified)
-		return
+		return nil
 	}
 	h.Set("Content-Type", contentType)
 	if acceptsGzip(req) {
 		h.Set("Content-Encoding", "gzip")
 		h.Set("Content-Length", strconv.FormatInt(doc.GzipSize(), 10))
 		w.WriteHeader(http.StatusOK)
-		o.finish(req, doc.WriteGzip(w))
-		return
+		return doc.WriteGzip(w)
 	}
 	h.Set("Content-Length", strconv.FormatInt(doc.Size(), 10))
 	w.WriteHeader(http.StatusOK)
 	_, err := io.WriterTo(doc).WriteTo(w)
-	o.finish(req, err)
-}
-
-func (o *openAPI) finish(req *http.Request, err error) {
-	if err != nil {
-		o.server.log.Debug("OpenAPI document not delivered", "path", req.URL.Path, "error", err)
-	}
+	return err
 }

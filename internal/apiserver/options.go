@@ -57,22 +57,23 @@ func listOptions(req *http.Request, o operation) (*metainternalversion.ListOptio
 	return opts, nil
 }
 
-// body reads a request's body, up to the limit; 413 beyond.
-func (s *Server) body(w http.ResponseWriter, req *http.Request) ([]byte, error) {
+// body reads the request's body, up to the limit; 413 beyond.
+func (x *exchange) body() ([]byte, error) {
+	req, limit := x.req, x.server.limits.Body
 	if req.Body == nil || req.Body == http.NoBody || req.ContentLength == 0 {
 		return nil, nil
 	}
-	if req.ContentLength > s.limits.Body {
-		return nil, s.tooLarge()
+	if req.ContentLength > limit {
+		return nil, tooLarge(limit)
 	}
 	if deadline, ok := req.Context().Deadline(); ok {
 		// A slow sender must not hold a place for longer than its request may take. Not every
 		// connection has deadlines; those without are not the network's.
-		_ = http.NewResponseController(w).SetReadDeadline(deadline)
+		_ = http.NewResponseController(x.w).SetReadDeadline(deadline)
 	}
 	var b []byte
 	var err error
-	limited := http.MaxBytesReader(w, req.Body, s.limits.Body)
+	limited := http.MaxBytesReader(x.w, req.Body, limit)
 	if n := req.ContentLength; n > 0 {
 		b = make([]byte, n)
 		_, err = io.ReadFull(limited, b)
@@ -82,7 +83,7 @@ func (s *Server) body(w http.ResponseWriter, req *http.Request) ([]byte, error) 
 	var tooLong *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLong):
-		return nil, s.tooLarge()
+		return nil, tooLarge(limit)
 	case err != nil && req.Context().Err() != nil:
 		return nil, req.Context().Err()
 	case err != nil:
@@ -91,18 +92,18 @@ func (s *Server) body(w http.ResponseWriter, req *http.Request) ([]byte, error) 
 	return b, nil
 }
 
-func (s *Server) tooLarge() error {
-	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", s.limits.Body))
+func tooLarge(limit int64) error {
+	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", limit))
 }
 
 // decode reads the object of a creation or update: of the operation's kind and version, defaulted. How
 // unknown and repeated fields are treated is the directive's choice (KEP-2885).
-func (s *Server) decode(w http.ResponseWriter, req *http.Request, o operation, directive string) (runtime.Object, error) {
-	info, err := negotiation.NegotiateInputSerializer(req, false, api.Codecs())
+func (x *exchange) decode(directive string) (runtime.Object, error) {
+	info, err := negotiation.NegotiateInputSerializer(x.req, false, api.Codecs())
 	if err != nil {
 		return nil, err
 	}
-	body, err := s.body(w, req)
+	body, err := x.body()
 	if err != nil {
 		return nil, err
 	}
@@ -110,24 +111,24 @@ func (s *Server) decode(w http.ResponseWriter, req *http.Request, o operation, d
 	if directive != metav1.FieldValidationIgnore && info.StrictSerializer != nil {
 		serializer = info.StrictSerializer
 	}
-	defaults := o.kind
+	defaults := x.kind
 	obj, gvk, err := serializer.Decode(body, &defaults, nil)
 	if strict, ok := runtime.AsStrictDecodingError(err); ok && obj != nil {
 		if directive == metav1.FieldValidationStrict {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, o.kind.Kind, err))
+			return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, x.kind.Kind, err))
 		}
-		warnStrict(req.Context(), strict.Errors())
+		warnStrict(x.req.Context(), strict.Errors())
 		err = nil
 	}
 	if err != nil {
-		return nil, undecodable(err, gvk, o.kind, body)
+		return nil, undecodable(err, gvk, x.kind, body)
 	}
-	if gvk.GroupVersion() != o.kind.GroupVersion() {
+	if gvk.GroupVersion() != x.kind.GroupVersion() {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)",
-			gvk.GroupVersion(), o.kind.GroupVersion()))
+			gvk.GroupVersion(), x.kind.GroupVersion()))
 	}
-	if gvk.Kind != o.kind.Kind {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s", gvk.Kind, gvk.Version, o.kind.Kind))
+	if gvk.Kind != x.kind.Kind {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s", gvk.Kind, gvk.Version, x.kind.Kind))
 	}
 	api.Scheme().Default(obj)
 	return obj, nil

@@ -23,8 +23,8 @@ type paths struct {
 
 func (s *Server) newPaths() (*paths, error) {
 	p := &paths{exact: map[string]http.Handler{}, below: map[string]http.Handler{}, extra: s.cfg.Extra}
-	p.add("/", http.HandlerFunc(s.serveIndex))
-	p.add("/version", http.HandlerFunc(s.serveVersion))
+	p.add("/", s.handler(s.serveIndex))
+	p.add("/version", s.handler(s.serveVersion))
 	p.add("/metrics", s.metrics.handler())
 	p.add("/debug/pprof/", http.HandlerFunc(pprof.Index))
 	p.add("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
@@ -88,7 +88,7 @@ func longest(below map[string]http.Handler, path string) (http.Handler, bool) {
 // dispatch hands a request that may pass to its handler.
 func (s *Server) dispatch(w http.ResponseWriter, req *http.Request, c *call) {
 	if c.info.IsResourceRequest {
-		s.serveResource(w, req, c)
+		s.end(w, req, s.serveResource(w, req, c))
 		return
 	}
 	h, ok := s.paths.find(req.URL.Path)
@@ -100,10 +100,10 @@ func (s *Server) dispatch(w http.ResponseWriter, req *http.Request, c *call) {
 }
 
 // serveIndex lists the paths.
-func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) {
+func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) error {
 	if req.URL.Path != "/" {
 		http.NotFound(w, req)
-		return
+		return nil
 	}
 	list := slices.Collect(maps.Keys(s.paths.exact))
 	for path := range s.paths.below {
@@ -111,20 +111,17 @@ func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) {
 	}
 	list = slices.DeleteFunc(list, func(path string) bool { return path == "/" })
 	slices.Sort(list)
-	s.sendDocument(w, req, map[string][]string{"paths": slices.Compact(list)})
+	return sendDocument(w, req, map[string][]string{"paths": slices.Compact(list)})
 }
 
 // sendDocument writes a value that is not an API object as indented JSON.
-func (s *Server) sendDocument(w http.ResponseWriter, req *http.Request, doc any) {
+func sendDocument(w http.ResponseWriter, req *http.Request, doc any) error {
 	b, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if err := sendBytes(w, req, http.StatusOK, b); err != nil {
-		s.log.Debug("response not delivered", "path", req.URL.Path, "error", err)
-	}
+	return sendBytes(w, req, http.StatusOK, b)
 }
 
 func gvrOf(info *request.RequestInfo) schema.GroupVersionResource {
@@ -136,14 +133,18 @@ func generic(code int, req *http.Request) error {
 	return apierrors.NewGenericServerResponse(code, strings.ToLower(req.Method), schema.GroupResource{}, "", "", 0, false)
 }
 
-// getOnly answers 405 to everything but GET.
-func (s *Server) getOnly(h http.HandlerFunc) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+// handler serves what h answers, and fails with its errors.
+func (s *Server) handler(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { s.end(w, req, h(w, req)) })
+}
+
+// getOnly is handler for paths that answer 405 to everything but GET.
+func (s *Server) getOnly(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return s.handler(func(w http.ResponseWriter, req *http.Request) error {
 		if req.Method != http.MethodGet {
 			w.Header().Set("Allow", http.MethodGet)
-			s.fail(w, req, generic(http.StatusMethodNotAllowed, req))
-			return
+			return generic(http.StatusMethodNotAllowed, req)
 		}
-		h(w, req)
+		return h(w, req)
 	})
 }

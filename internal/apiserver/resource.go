@@ -19,49 +19,34 @@ type operation struct {
 	kind schema.GroupVersionKind
 }
 
-// serveResource answers a request for API objects.
-func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call) {
+// serveResource answers a request for API objects. An error is still to be told to the client.
+func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call) error {
 	if c.resource == nil {
 		if _, ok := s.documents.Resources[gvrOf(c.info).GroupVersion()]; ok {
-			s.fail(w, req, generic(http.StatusNotFound, req))
-		} else {
-			http.NotFound(w, req)
+			return generic(http.StatusNotFound, req)
 		}
-		return
+		http.NotFound(w, req)
+		return nil
 	}
 	o, code := s.operation(c)
 	if code == 0 && req.Method == http.MethodHead {
 		code = http.StatusMethodNotAllowed
 	}
 	if code != 0 {
-		s.fail(w, req, generic(code, req))
-		return
+		return generic(code, req)
 	}
 	s.warnDeprecated(req.Context(), o)
 	if o.sub != nil && o.sub.Connect {
-		s.connect(w, req, o)
-		return
+		return s.connect(w, req, o)
 	}
-	switch c.info.Verb {
-	case "get":
-		s.get(w, req, o)
-	case "list":
-		s.list(w, req, o)
-	case "watch":
-		s.watch(w, req, o)
-	case "create":
-		s.create(w, req, o)
-	case "update":
-		s.update(w, req, o)
-	case "patch":
-		s.patch(w, req, o)
-	case "delete":
-		s.remove(w, req, o)
-	case "deletecollection":
-		s.removeCollection(w, req, o)
-	default:
-		s.fail(w, req, generic(http.StatusMethodNotAllowed, req))
+	if c.info.Verb == "watch" {
+		return s.watch(w, req, o)
 	}
+	do := verbOf(c.info.Verb)
+	if do == nil {
+		return generic(http.StatusMethodNotAllowed, req)
+	}
+	return s.serve(w, req, o, do)
 }
 
 // operation works out what a request acts on. The code is 0, or that of the error: 404 for a path that

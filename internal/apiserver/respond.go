@@ -129,6 +129,19 @@ func (s *Server) fail(w http.ResponseWriter, req *http.Request, err error) {
 	}
 }
 
+// end ends a request that err came of, which may be nil. What cannot be encoded is our fault; what cannot be written, as
+// a rule, the client's.
+func (s *Server) end(w http.ResponseWriter, req *http.Request, err error) {
+	if err == nil {
+		return
+	}
+	if r, ok := w.(*response); ok && r.code != 0 {
+		s.log.Debug("response not delivered", "path", req.URL.Path, "error", err)
+		return
+	}
+	s.fail(w, req, err)
+}
+
 // statusOf turns an error into what the API says about it. What is not an API error by itself is
 // a fault of ours (500), unless it is the store's or the request's time that ran out.
 func (s *Server) statusOf(ctx context.Context, err error) *metav1.Status {

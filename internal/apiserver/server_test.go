@@ -85,6 +85,10 @@ func TestErrorsAreAsStock(t *testing.T) {
 			message: "the API version in the data (apps/v1beta1) does not match the expected API version (apps/v1)"},
 		{name: "another name", method: "PUT", path: "/api/v1/namespaces/default", body: `{"metadata":{"name":"b"}}`, headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
 			message: "the name of the object (b) does not match the name on the URL (default)"},
+		{name: "no name", method: "PUT", path: "/api/v1/namespaces/default", body: `{"metadata":{}}`, headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
+			message: "the name of the object (default based on URL) was undeterminable: name must be provided"},
+		{name: "another namespace", method: "PUT", path: "/api/v1/namespaces/default/configmaps/a", body: `{"metadata":{"name":"a","namespace":"b"}}`, headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
+			message: "the namespace of the provided object does not match the namespace sent on the request"},
 		{name: "bad timeout", method: "GET", path: "/api/v1/namespaces?timeout=soon", code: 400, reason: "BadRequest", message: `invalid timeout specified in the request URL - time: invalid duration "soon"`},
 		{name: "bad selector", method: "GET", path: "/api/v1/namespaces?labelSelector=%2C%2C", code: 400, reason: "BadRequest", message: `found ',', expected: !, identifier, or 'end of string'`},
 		{name: "strict", method: "POST", path: "/api/v1/namespaces?fieldValidation=Strict", body: `{"metadata":{"name":"s"},"nothing":1}`, headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
@@ -185,6 +189,33 @@ func TestMediaTypes(t *testing.T) {
 	whole := get(path+"?includeObject=Object", "Accept", "application/json;as=Table;g=meta.k8s.io;v=v1")
 	if !strings.Contains(whole.body, `"object":{"kind":"Namespace","apiVersion":"v1",`) {
 		t.Errorf("table with objects: %s", whole.body)
+	}
+}
+
+// A subresource of another kind than its parent's is printed as that kind.
+func TestTableOfScale(t *testing.T) {
+	c := start(t, nil)
+	c.wait(t)
+	body := `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web"},"spec":{"replicas":3,"selector":{"matchLabels":{"a":"b"}},
+		"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}`
+	path := c.url + "/apis/apps/v1/namespaces/default/deployments"
+	if a := do(t, c.admin(t), "POST", path, strings.NewReader(body), "Content-Type", "application/json"); a.code != 201 {
+		t.Fatal(a)
+	}
+	a := do(t, c.admin(t), "GET", path+"/web/scale", nil, "Accept", "application/json;as=Table;g=meta.k8s.io;v=v1")
+	var table metav1.Table
+	if err := json.Unmarshal([]byte(a.body), &table); err != nil || len(table.Rows) != 1 || table.ResourceVersion == "" {
+		t.Fatalf("%v: %s", err, a.body)
+	}
+	var columns []string
+	for _, column := range table.ColumnDefinitions {
+		columns = append(columns, column.Name)
+	}
+	if got := strings.Join(columns, " "); got != "Name Desired Available Age" {
+		t.Errorf("columns are %s", got)
+	}
+	if got := fmt.Sprint(table.Rows[0].Cells[:3]); got != "[web 3 0]" {
+		t.Errorf("cells are %s", got)
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/registry/rest"
 
+	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/wire"
 )
@@ -24,47 +24,6 @@ func notConvertible(m media, why string) error {
 		Status: metav1.StatusFailure, Code: http.StatusNotAcceptable, Reason: metav1.StatusReasonNotAcceptable,
 		Message: fmt.Sprintf("you requested %s, but %s", m.as.Kind, why),
 	}}
-}
-
-// listOf tells whether obj is a list.
-func listOf(obj runtime.Object) bool { return obj != nil && meta.IsListType(obj) }
-
-// sendAnyList writes a list that the registry put together, such as what a deletion removed.
-func (s *Server) sendAnyList(w http.ResponseWriter, req *http.Request, code int, m media, o operation, list runtime.Object) error {
-	items, err := meta.ExtractList(list)
-	if err != nil {
-		return err
-	}
-	results := make([]registry.Result, len(items))
-	for i, item := range items {
-		results[i].Object = item
-	}
-	accessor, err := meta.ListAccessor(list)
-	if err != nil {
-		return err
-	}
-	listMeta := metav1.ListMeta{
-		ResourceVersion: accessor.GetResourceVersion(), Continue: accessor.GetContinue(), RemainingItemCount: accessor.GetRemainingItemCount(),
-	}
-	if m.table() {
-		return s.sendTable(w, req, code, m, o, results, listMeta)
-	}
-	kind := o.kind.GroupVersion().WithKind(o.kind.Kind + "List")
-	if m.metadata() {
-		kind = m.as.GroupVersion().WithKind("PartialObjectMetadataList")
-	}
-	e := s.encoder(m, o)
-	encoded := make([][]byte, len(results))
-	for i := range results {
-		if encoded[i], err = itemOf(e, o, results[i]); err != nil {
-			return err
-		}
-	}
-	body, err := e.List(kind, listMeta, encoded)
-	if err != nil {
-		return err
-	}
-	return send(w, req, code, m, body)
 }
 
 // tables makes the tables of one response or watch.
@@ -86,19 +45,23 @@ func (s *Server) newTables(req *http.Request, m media, o operation) (*tables, er
 	return t, nil
 }
 
-func (s *Server) sendTable(w http.ResponseWriter, req *http.Request, code int, m media, o operation, results []registry.Result, listMeta metav1.ListMeta) error {
-	t, err := s.newTables(req, m, o)
+func (x *exchange) respondTable(a answer) error {
+	t, err := x.server.newTables(x.req, x.media, x.operation)
 	if err != nil {
 		return err
 	}
-	table, err := t.table(req.Context(), results)
+	results := []registry.Result{a.result}
+	if a.page != nil {
+		results = a.page.results
+	}
+	table, err := t.table(x.req.Context(), results)
 	if err != nil {
 		return err
 	}
-	if listMeta.ResourceVersion != "" {
-		table.ListMeta = listMeta
+	if a.page != nil && a.page.ResourceVersion != "" {
+		table.ListMeta = a.page.ListMeta
 	}
-	return sendObject(w, req, code, m, table, t.kind)
+	return sendObject(x.w, x.req, a.code, x.media, table, t.kind)
 }
 
 // table prints results, one row or more for each.
@@ -157,9 +120,8 @@ func (t *tables) print(ctx context.Context, objs []runtime.Object) (*metav1.Tabl
 		return t.o.resource.Table(ctx, objs, &t.options)
 	}
 	out := &metav1.Table{}
-	convertor := rest.NewDefaultTableConvertor(t.o.resource.GroupResource)
 	for _, obj := range objs {
-		one, err := convertor.ConvertToTable(ctx, obj, &t.options)
+		one, err := api.PrintSubresource(ctx, obj, &t.options)
 		if err != nil {
 			return nil, err
 		}
@@ -181,7 +143,7 @@ func (t *tables) rowObject(result registry.Result) (runtime.RawExtension, error)
 		m.as = &partial
 	}
 	e := t.server.encoder(m, t.o)
-	item, err := itemOf(e, t.o, result)
+	item, err := itemOf(e, result)
 	if err != nil {
 		return runtime.RawExtension{}, err
 	}

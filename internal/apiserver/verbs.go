@@ -2,12 +2,11 @@ package apiserver
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 
@@ -15,117 +14,106 @@ import (
 	"barque.dev/internal/apiserver/registry"
 )
 
-func (s *Server) get(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts := &metav1.GetOptions{}
-	if err := options(req, opts); err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	result, err := s.registry.Get(req.Context(), o.target, opts)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	s.respond(w, req, http.StatusOK, m, o, result)
+// exchange is a request for objects that gets one answer, as opposed to a stream.
+type exchange struct {
+	operation
+	server *Server
+	w      http.ResponseWriter
+	req    *http.Request
+	media  media // of the answer
 }
 
-func (s *Server) list(w http.ResponseWriter, req *http.Request, o operation) {
+// A verb does what a request asks for. It writes nothing.
+type verb func(*exchange) (answer, error)
+
+// verbOf finds a verb by its name in authorization; nil if there is none.
+func verbOf(name string) verb {
+	switch name {
+	case "get":
+		return (*exchange).get
+	case "list":
+		return (*exchange).list
+	case "create":
+		return (*exchange).create
+	case "update":
+		return (*exchange).update
+	case "patch":
+		return (*exchange).patch
+	case "delete":
+		return (*exchange).remove
+	case "deletecollection":
+		return (*exchange).removeCollection
+	}
+	return nil
+}
+
+// serve has a verb done and writes what it came to.
+func (s *Server) serve(w http.ResponseWriter, req *http.Request, o operation, do verb) error {
 	m, err := negotiate(req, objects{})
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
-	opts, err := listOptions(req, o)
+	x := &exchange{operation: o, server: s, w: w, req: req, media: m}
+	a, err := do(x)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
-	list, err := s.registry.List(req.Context(), o.target, opts)
+	return x.respond(a)
+}
+
+func (x *exchange) get() (answer, error) {
+	opts := &metav1.GetOptions{}
+	if err := options(x.req, opts); err != nil {
+		return answer{}, err
+	}
+	result, err := x.server.registry.Get(x.req.Context(), x.target, opts)
+	return answer{code: http.StatusOK, result: result}, err
+}
+
+func (x *exchange) list() (answer, error) {
+	opts, err := listOptions(x.req, x.operation)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return answer{}, err
 	}
-	s.respondList(w, req, m, o, list)
+	list, err := x.server.registry.List(x.req.Context(), x.target, opts)
+	if err != nil {
+		return answer{}, err
+	}
+	return answer{code: http.StatusOK, page: pageOf(list)}, nil
+}
+
+func (x *exchange) create() (answer, error) {
+	opts := &metav1.CreateOptions{}
+	obj, err := x.object(opts, &opts.FieldValidation)
+	if err != nil {
+		return answer{}, err
+	}
+	result, err := x.server.registry.Create(x.writeContext(), x.target, obj, opts)
+	return answer{code: http.StatusCreated, result: result}, err
+}
+
+func (x *exchange) update() (answer, error) {
+	opts := &metav1.UpdateOptions{}
+	obj, err := x.object(opts, &opts.FieldValidation)
+	if err != nil {
+		return answer{}, err
+	}
+	result, created, err := x.server.registry.Update(x.writeContext(), x.target, obj, opts)
+	return answer{code: createdOrOK(created), result: result}, err
+}
+
+// object reads the options and the object of a creation or update. directive is the part of the options that says what
+// to do about unknown fields.
+func (x *exchange) object(opts runtime.Object, directive *string) (runtime.Object, error) {
+	if err := options(x.req, opts); err != nil {
+		return nil, err
+	}
+	return x.decode(*directive)
 }
 
 // writeContext is the context of a write, which is recorded under the client's name.
-func writeContext(req *http.Request) context.Context {
-	return registry.WithUserAgent(req.Context(), req.UserAgent())
-}
-
-func (s *Server) create(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts := &metav1.CreateOptions{}
-	if err := options(req, opts); err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	obj, err := s.decode(w, req, o, opts.FieldValidation)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	result, err := s.registry.Create(writeContext(req), o.target, obj, opts)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	s.respond(w, req, http.StatusCreated, m, o, result)
-}
-
-func (s *Server) update(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts := &metav1.UpdateOptions{}
-	if err := options(req, opts); err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	obj, err := s.decode(w, req, o, opts.FieldValidation)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	accessor, err := meta.Accessor(obj)
-	if err == nil {
-		err = checkName(accessor, o)
-	}
-	if err != nil {
-		s.fail(w, req, apierrors.NewBadRequest(err.Error()))
-		return
-	}
-	result, created, err := s.registry.Update(writeContext(req), o.target, obj, opts)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	s.respond(w, req, createdOrOK(created), m, o, result)
-}
-
-// checkName compares the object of an update with the address that it was sent to.
-func checkName(obj metav1.Object, o operation) error {
-	if obj.GetName() == "" {
-		obj.SetName(o.target.Name)
-	}
-	if obj.GetName() != o.target.Name {
-		return fmt.Errorf("the name of the object (%s) does not match the name on the URL (%s)", obj.GetName(), o.target.Name)
-	}
-	if ns := obj.GetNamespace(); ns != "" && ns != o.target.Namespace {
-		return fmt.Errorf("the namespace of the object (%s) does not match the namespace on the request (%s)", ns, o.target.Namespace)
-	}
-	return nil
+func (x *exchange) writeContext() context.Context {
+	return registry.WithUserAgent(x.req.Context(), x.req.UserAgent())
 }
 
 func createdOrOK(created bool) int {
@@ -135,40 +123,26 @@ func createdOrOK(created bool) int {
 	return http.StatusOK
 }
 
+func (x *exchange) patch() (answer, error) {
+	kind, err := patchType(x.req)
+	if err != nil {
+		return answer{}, err
+	}
+	opts := &metav1.PatchOptions{}
+	if err := options(x.req, opts); err != nil {
+		return answer{}, err
+	}
+	body, err := x.body()
+	if err != nil {
+		return answer{}, err
+	}
+	result, created, err := x.server.registry.Patch(x.writeContext(), x.target, kind, body, opts)
+	return answer{code: createdOrOK(created), result: result}, err
+}
+
 // patchTypes are the kinds of patches that are understood.
 func patchTypes() []string {
 	return []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType), string(types.ApplyYAMLPatchType)}
-}
-
-func (s *Server) patch(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	kind, err := patchType(req)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts := &metav1.PatchOptions{}
-	if err := options(req, opts); err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	body, err := s.body(w, req)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	if kind != types.ApplyPatchType {
-	}
-	result, created, err := s.registry.Patch(writeContext(req), o.target, kind, body, opts)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	s.respond(w, req, createdOrOK(created), m, o, result)
 }
 
 func patchType(req *http.Request) (types.PatchType, error) {
@@ -181,87 +155,61 @@ func patchType(req *http.Request) (types.PatchType, error) {
 	return "", negotiation.NewUnsupportedMediaTypeError(patchTypes())
 }
 
-// deleteOptions come in the body, or, when there is none, in the query.
-func (s *Server) deleteOptions(w http.ResponseWriter, req *http.Request) (*metav1.DeleteOptions, error) {
-	opts := &metav1.DeleteOptions{}
-	body, err := s.body(w, req)
+func (x *exchange) remove() (answer, error) {
+	opts, err := x.deleteOptions()
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
-	if len(body) == 0 {
-		if err := options(req, opts); err != nil {
-			return nil, err
-		}
-	} else if err := decodeDeleteOptions(req, body, opts); err != nil {
-		return nil, err
+	result, deleted, err := x.server.registry.Delete(x.req.Context(), x.target, opts)
+	code := http.StatusOK
+	//lint:ignore SA1019 clients that still set it expect this code
+	if orphan := opts.OrphanDependents; !deleted && orphan != nil && !*orphan {
+		code = http.StatusAccepted
 	}
-	return opts, nil
+	return answer{code: code, result: result}, err
 }
 
-func decodeDeleteOptions(req *http.Request, body []byte, opts *metav1.DeleteOptions) error {
+func (x *exchange) removeCollection() (answer, error) {
+	selected, err := listOptions(x.req, x.operation)
+	if err != nil {
+		return answer{}, err
+	}
+	opts, err := x.deleteOptions()
+	if err != nil {
+		return answer{}, err
+	}
+	result, err := x.server.registry.DeleteCollection(x.req.Context(), x.target, opts, selected)
+	return answer{code: http.StatusOK, result: result}, err
+}
+
+// deleteOptions come in the body, or, when there is none, in the query.
+func (x *exchange) deleteOptions() (*metav1.DeleteOptions, error) {
+	body, err := x.body()
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > 0 {
+		return decodeDeleteOptions(x.req, body)
+	}
+	opts := &metav1.DeleteOptions{}
+	return opts, options(x.req, opts)
+}
+
+func decodeDeleteOptions(req *http.Request, body []byte) (*metav1.DeleteOptions, error) {
 	info, err := negotiation.NegotiateInputSerializer(req, false, api.Codecs())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Clients send the kind in the version of the group they talk to, or in that of the kind itself: both are
 	// one type.
 	kind := metav1.Unversioned.WithKind("DeleteOptions")
 	obj, _, err := info.Serializer.Decode(body, &kind, nil)
 	if err != nil {
-		return apierrors.NewBadRequest(err.Error())
+		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	decoded, ok := obj.(*metav1.DeleteOptions)
+	opts, ok := obj.(*metav1.DeleteOptions)
 	if !ok {
-		return apierrors.NewBadRequest("decoded object cannot be converted to DeleteOptions")
+		return nil, apierrors.NewBadRequest("decoded object cannot be converted to DeleteOptions")
 	}
-	*opts = *decoded
-	return nil
-}
-
-func (s *Server) remove(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts, err := s.deleteOptions(w, req)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	result, deleted, err := s.registry.Delete(req.Context(), o.target, opts)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	code := http.StatusOK
-	//lint:ignore SA1019 clients that still set it expect this code
-	if orphan := opts.OrphanDependents; !deleted && orphan != nil && !*orphan {
-		code = http.StatusAccepted
-	}
-	s.respond(w, req, code, m, o, result)
-}
-
-func (s *Server) removeCollection(w http.ResponseWriter, req *http.Request, o operation) {
-	m, err := negotiate(req, objects{})
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	selected, err := listOptions(req, o)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	opts, err := s.deleteOptions(w, req)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	result, err := s.registry.DeleteCollection(req.Context(), o.target, opts, selected)
-	if err != nil {
-		s.fail(w, req, err)
-		return
-	}
-	s.respond(w, req, http.StatusOK, m, o, result)
+	return opts, nil
 }

@@ -31,6 +31,6 @@ func Version() apiversion.Info {
 	}
 }
 
-func (s *Server) serveVersion(w http.ResponseWriter, req *http.Request) {
-	s.sendDocument(w, req, s.cfg.Version)
+func (s *Server) serveVersion(w http.ResponseWriter, req *http.Request) error {
+	return sendDocument(w, req, s.cfg.Version)
 }

@@ -34,22 +34,19 @@ const (
 
 // watch streams the changes of what the request selects until it times out, its client goes, or
 // the server stops.
-func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) {
+func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) error {
 	m, err := negotiateStream(req, objects{})
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
 	opts, err := listOptions(req, o)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
 	stream := &stream{server: s, w: w, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o)}
 	if m.table() {
 		if stream.tables, err = s.newTables(req, m, o); err != nil {
-			s.fail(w, req, err)
-			return
+			return err
 		}
 	}
 	timeout := time.Duration(0)
@@ -65,8 +62,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) {
 
 	source, err := s.registry.Watch(ctx, o.target, opts)
 	if err != nil {
-		s.fail(w, req, err)
-		return
+		return err
 	}
 	defer source.Close()
 	// A client that has stopped reading holds its watch no longer than one that reads.
@@ -76,9 +72,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) {
 	h := w.Header()
 	h.Set("Content-Type", m.streamType())
 	w.WriteHeader(http.StatusOK)
-	if err := stream.run(ctx, source); err != nil {
-		s.log.Debug("watch ended", "resource", o.resource.GroupResource.String(), "error", err)
-	}
+	return stream.run(ctx, source)
 }
 
 // withoutTable is the transformation of the objects in a watch, where tables are not one of objects but of events.
@@ -197,7 +191,7 @@ func (st *stream) appendOwn(ctx context.Context, dst []byte, event *registry.Wat
 		result = registry.Result{Object: obj}
 	}
 	if st.tables == nil {
-		item, err := itemOf(st.encoder, st.o, result)
+		item, err := itemOf(st.encoder, result)
 		if err != nil {
 			return dst, err
 		}

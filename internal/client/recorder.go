@@ -88,52 +88,35 @@ func (s *sink) begin() (context.Context, error) {
 
 // Create implements record.EventSink.
 func (s *sink) Create(event *corev1.Event) (*corev1.Event, error) {
-	ctx, err := s.begin()
-	if err != nil {
-		return nil, err
-	}
-	defer s.active.Done()
-	out := event.DeepCopy()
-	if err := s.client.Create(ctx, out); err != nil {
-		s.complain("create", event, err)
-		return nil, err
-	}
-	return out, nil
+	return s.write("create", event, func(ctx context.Context, out *corev1.Event) error { return s.client.Create(ctx, out) })
 }
 
 // Update implements record.EventSink.
 func (s *sink) Update(event *corev1.Event) (*corev1.Event, error) {
-	ctx, err := s.begin()
-	if err != nil {
-		return nil, err
-	}
-	defer s.active.Done()
-	out := event.DeepCopy()
-	if err := s.client.Update(ctx, out); err != nil {
-		s.complain("update", event, err)
-		return nil, err
-	}
-	return out, nil
+	return s.write("update", event, func(ctx context.Context, out *corev1.Event) error { return s.client.Update(ctx, out) })
 }
 
 // Patch implements record.EventSink.
 func (s *sink) Patch(event *corev1.Event, data []byte) (*corev1.Event, error) {
+	return s.write("patch", event, func(ctx context.Context, out *corev1.Event) error {
+		return s.client.Patch(ctx, out, client.RawPatch(types.StrategicMergePatchType, data))
+	})
+}
+
+// write lets do write a copy of the event, and returns it as it was written.
+func (s *sink) write(verb string, event *corev1.Event, do func(context.Context, *corev1.Event) error) (*corev1.Event, error) {
 	ctx, err := s.begin()
 	if err != nil {
 		return nil, err
 	}
 	defer s.active.Done()
 	out := event.DeepCopy()
-	if err := s.client.Patch(ctx, out, client.RawPatch(types.StrategicMergePatchType, data)); err != nil {
-		s.complain("patch", event, err)
+	if err := do(ctx, out); err != nil {
+		s.log.Debug("could not write an event", "verb", verb, "namespace", event.Namespace,
+			"object", event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 		return nil, err
 	}
 	return out, nil
-}
-
-func (s *sink) complain(verb string, event *corev1.Event, err error) {
-	s.log.Debug("could not write an event", "verb", verb, "namespace", event.Namespace,
-		"object", event.InvolvedObject.Name, "reason", event.Reason, "error", err)
 }
 
 var _ record.EventSink = (*sink)(nil)

@@ -269,8 +269,17 @@ func markDeleted(m metav1.Object, now time.Time) {
 // what to do with dependents, and whether that is a change.
 func collectorFinalizers(ctx context.Context, req Request, m metav1.Object, opts *metav1.DeleteOptions) ([]string, bool) {
 	orphan, foreground := propagation(ctx, req, m, opts)
+	have := m.GetFinalizers()
+	out := propagating(have, orphan, foreground)
+	same := !slices.ContainsFunc(out, func(f string) bool { return !slices.Contains(have, f) }) &&
+		!slices.ContainsFunc(have, func(f string) bool { return !slices.Contains(out, f) })
+	return out, !same
+}
+
+// propagating returns finalizers with those of the chosen propagation in place of others.
+func propagating(finalizers []string, orphan, foreground bool) []string {
 	var out []string
-	for _, f := range m.GetFinalizers() {
+	for _, f := range finalizers {
 		if f != metav1.FinalizerOrphanDependents && f != metav1.FinalizerDeleteDependents {
 			out = append(out, f)
 		}
@@ -281,10 +290,7 @@ func collectorFinalizers(ctx context.Context, req Request, m metav1.Object, opts
 	if foreground {
 		out = append(out, metav1.FinalizerDeleteDependents)
 	}
-	have := m.GetFinalizers()
-	same := !slices.ContainsFunc(out, func(f string) bool { return !slices.Contains(have, f) }) &&
-		!slices.ContainsFunc(have, func(f string) bool { return !slices.Contains(out, f) })
-	return out, !same
+	return out
 }
 
 // propagation decides what becomes of dependents: what the request says, else what finalizers
@@ -373,18 +379,7 @@ func namespaceFinalizers(ns *corev1.Namespace, opts *metav1.DeleteOptions) ([]st
 		orphan = *opts.PropagationPolicy == metav1.DeletePropagationOrphan
 		foreground = *opts.PropagationPolicy == metav1.DeletePropagationForeground
 	}
-	var out []string
-	for _, f := range ns.Finalizers {
-		if f != metav1.FinalizerOrphanDependents && f != metav1.FinalizerDeleteDependents {
-			out = append(out, f)
-		}
-	}
-	if orphan {
-		out = append(out, metav1.FinalizerOrphanDependents)
-	}
-	if foreground {
-		out = append(out, metav1.FinalizerDeleteDependents)
-	}
+	out := propagating(ns.Finalizers, orphan, foreground)
 	return out, !slices.Equal(out, ns.Finalizers)
 }
 

@@ -94,6 +94,10 @@ func checkObject(req Request, obj runtime.Object) (metav1.Object, error) {
 	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(rest.ExpectedNamespaceForScope(req.Namespace, req.Resource.Namespaced), m); err != nil {
 		return nil, err
 	}
+	if m.GetName() == "" {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf(
+			"the name of the object (%s based on URL) was undeterminable: name must be provided", req.Name))
+	}
 	if m.GetName() != req.Name {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf(
 			"the name of the object (%s) does not match the name on the URL (%s)", m.GetName(), req.Name))
