@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"strings"
-	"sync"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
@@ -94,39 +93,6 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 		return nil, errUsage{fmt.Errorf("--log-level %q: choose debug, info, warn or error", level)}
 	}
 	handler := slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
-	routeKlog.Do(func() { klog.SetSlogLogger(slog.New(oneDown{handler})) })
+	routeKlog.Do(func() { klog.SetSlogLogger(slog.New(fromKlog{handler})) })
 	return slog.New(handler), nil
 }
-
-// routeKlog guards klog's logger, which is the process's: it is set before anything reads it.
-var routeKlog sync.Once
-
-// oneDown is for what the libraries of Kubernetes, and gRPC through them, say by themselves: they
-// call it a warning when a connection has to be made again, which is of interest to those who debug.
-type oneDown struct{ slog.Handler }
-
-func lower(l slog.Level) slog.Level {
-	if l >= slog.LevelError {
-		return slog.LevelWarn
-	}
-	return min(l, slog.LevelDebug)
-}
-
-// Enabled implements slog.Handler.
-func (h oneDown) Enabled(ctx context.Context, l slog.Level) bool {
-	return h.Handler.Enabled(ctx, lower(l))
-}
-
-// Handle implements slog.Handler.
-func (h oneDown) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = lower(r.Level)
-	return h.Handler.Handle(ctx, r)
-}
-
-// WithAttrs implements slog.Handler.
-func (h oneDown) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return oneDown{h.Handler.WithAttrs(attrs)}
-}
-
-// WithGroup implements slog.Handler.
-func (h oneDown) WithGroup(name string) slog.Handler { return oneDown{h.Handler.WithGroup(name)} }
