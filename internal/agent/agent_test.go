@@ -502,6 +502,32 @@ func TestGracefulEnd(t *testing.T) {
 	}
 }
 
+// A pod that is deleted while the runtime is at work for it leaves nothing behind: calls that
+// change the runtime's state are carried to their end.
+func TestDeletedWhileStarting(t *testing.T) {
+	for _, call := range []string{"RunPodSandbox", "StartContainer"} {
+		t.Run(call, func(t *testing.T) {
+			c := newCluster(t)
+			reached, release := c.runtime.Hold(call)
+			c.start()
+			c.create(newPod("early", "main"))
+			<-reached
+			c.delete("early", 30)
+			c.create(newPod("late", "main"))
+			c.eventually("the agent has seen what came after the deletion", func() bool { return c.pod("late").Status.StartTime != nil })
+			release()
+			c.eventually("the pod is gone", func() bool { return c.pod("early") == nil })
+			c.eventually("the other runs", c.isReady("late"))
+			if n := c.runtime.Interrupted(); n != 0 {
+				t.Errorf("%d calls were interrupted", n)
+			}
+			if all, _ := c.runtime.Sandboxes(); all != 1 || len(c.runtime.Running()) != 1 {
+				t.Errorf("%d sandboxes and containers %v are left", all, c.runtime.Running())
+			}
+		})
+	}
+}
+
 func TestFence(t *testing.T) {
 	c := newCluster(t)
 	var reachable atomic.Bool

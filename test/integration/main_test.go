@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -143,16 +144,25 @@ func (c *cluster) down() error {
 	return local.Down(ctx, c.dir, func(string, ...any) {})
 }
 
-// printLogs shows the end of every machine's log.
-func (c *cluster) printLogs(w *os.File) {
+// printLogs shows the last lines of every machine's log, and keeps the logs whole in .cache, since
+// whoever reads a failure wants to see the tests' own words first.
+func (c *cluster) printLogs(w io.Writer) {
+	const lines, width = 5, 300
+	kept := filepath.Join("..", "..", ".cache", "integration-logs")
+	_ = os.RemoveAll(kept)
+	_ = os.MkdirAll(kept, 0o755)
 	logs, _ := filepath.Glob(filepath.Join(c.dir, "*.log"))
 	for _, name := range logs {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			continue
 		}
-		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-		_, _ = fmt.Fprintf(w, "--- %s\n%s\n", filepath.Base(name), strings.Join(lines[max(0, len(lines)-60):], "\n"))
+		_ = os.WriteFile(filepath.Join(kept, filepath.Base(name)), data, 0o644)
+		all := strings.Split(strings.TrimSpace(string(data)), "\n")
+		_, _ = fmt.Fprintf(w, "--- %s (whole in .cache/integration-logs)\n", filepath.Base(name))
+		for _, line := range all[max(0, len(all)-lines):] {
+			_, _ = fmt.Fprintln(w, line[:min(len(line), width)])
+		}
 	}
 }
 
@@ -228,8 +238,10 @@ func (c *cluster) namespace(t testing.TB) string {
 	name = strings.TrimRight(name[:min(len(name), 60)], "-")
 	c.kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
-		if out, err := c.tryKubectl("", "delete", "namespace", name, "--wait", "--timeout=150s"); err != nil {
-			t.Errorf("delete namespace %s: %v\n%s", name, err, out)
+		if out, err := c.tryKubectl("", "delete", "namespace", name, "--wait", "--timeout=90s"); err != nil {
+			why, _ := c.tryKubectl("", "get", "namespace", name, "-o", "jsonpath={.status.conditions}")
+			left, _ := c.tryKubectl("", "-n", name, "get", "pods", "-o", "yaml")
+			t.Errorf("delete namespace %s: %v\n%s%s\n%s", name, err, out, why, left)
 		}
 	})
 	return name

@@ -122,13 +122,16 @@ func everyLimit(pod *corev1.Pod, name corev1.ResourceName) bool {
 // removal bounds how long Remove waits for the kernel to let go of a group's last processes.
 const removal = 2 * time.Second
 
-// Remove removes a pod's groups, in whichever class they are, and everything below them.
+// Remove removes a pod's groups, in whichever class they are, and everything below them. The pod's
+// sandboxes must have been stopped: a process that is left nevertheless is one that the runtime
+// lost track of, and is killed.
 func (t *Tree) Remove(uid types.UID) error {
 	ctx, cancel := context.WithTimeout(context.Background(), removal)
 	defer cancel()
 	var failures []error
 	for _, class := range classes() {
-		failures = append(failures, cgroup.Remove(ctx, cgroup.Pod(t.root, class, string(uid))))
+		name := cgroup.Pod(t.root, class, string(uid))
+		failures = append(failures, cgroup.Kill(ctx, name), cgroup.Remove(ctx, name))
 	}
 	return errors.Join(failures...)
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -66,6 +68,16 @@ func TestTree(t *testing.T) {
 	slices.Sort(uids)
 	if err != nil || !slices.Equal(uids, []types.UID{"b", "e", "g"}) {
 		t.Errorf("pods %v, %v", uids, err)
+	}
+	// A process that the runtime lost track of does not keep the group from being removed.
+	lost := exec.Command("sleep", "1000")
+	lost.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := lost.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = lost.Wait() }() // it ends by the signal
+	if err := runtimecgroup.Add(root+"/kubepods/burstable/podb", lost.Process.Pid); err != nil {
+		t.Fatal(err)
 	}
 	for _, uid := range uids {
 		if err := tree.Remove(uid); err != nil {

@@ -74,13 +74,21 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, observed c
 	if err != nil {
 		return fail("CreateContainerConfigError", err)
 	}
-	created, err := w.m.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig})
+	whole, cancel := w.whole(ctx)
+	defer cancel()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	created, err := w.m.Runtime.CreateContainer(whole, &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig})
 	if err != nil {
 		return fail("CreateContainerError", err)
 	}
 	id := created.GetContainerId()
 	w.eventf(pod, s.Name, corev1.EventTypeNormal, "Created", "Container created")
-	if _, err := w.m.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+	if ctx.Err() != nil {
+		return ctx.Err() // the pod ends: its sandbox's end takes the container along
+	}
+	if _, err := w.m.Runtime.StartContainer(whole, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return fail("RunContainerError", err)
 	}
 	w.eventf(pod, s.Name, corev1.EventTypeNormal, "Started", "Container started")

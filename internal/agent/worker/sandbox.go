@@ -43,6 +43,25 @@ func reference(pod *corev1.Pod, container string) runtime.Object {
 // environment variables they count on.
 var errServices = errors.New("services have not yet been read at least once, cannot construct envvars")
 
+// The bounds of one change of the runtime's state: by itself, and once the agent is to end.
+const (
+	changeBound     = 4 * time.Minute
+	changeBoundLast = 10 * time.Second
+)
+
+// whole returns the context for a call that changes the runtime's state. The call goes on when the
+// pod's plans change meanwhile: a runtime that is interrupted between two steps can leave processes
+// behind that it no longer knows of.
+func (w *worker) whole(ctx context.Context) (context.Context, context.CancelFunc) {
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeBound)
+	stop := context.AfterFunc(w.m.ctx, func() {
+		last := time.AfterFunc(changeBoundLast, cancel)
+		<-whole.Done()
+		last.Stop()
+	})
+	return whole, func() { stop(); cancel() }
+}
+
 // createSandbox makes everything the pod has in common, and its sandbox.
 func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uint32) error {
 	if _, err := w.m.Volumes.Prepare(ctx, pod, w.facts(pod, nil)); err != nil {
@@ -68,7 +87,9 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 	if err := os.MkdirAll(config.GetLogDirectory(), 0o755); err != nil {
 		return fmt.Errorf("make log folder of pod %s: %w", podspec.FullName(pod), err)
 	}
-	reply, err := w.m.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	whole, cancel := w.whole(ctx)
+	defer cancel()
+	reply, err := w.m.Runtime.RunPodSandbox(whole, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		if ctx.Err() == nil {
 			w.eventf(pod, "", corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v", err)
@@ -129,6 +150,8 @@ func (w *worker) tidy(ctx context.Context, observed cri.Pod) {
 }
 
 func (w *worker) removeSandbox(ctx context.Context, id string) error {
+	ctx, cancel := w.whole(ctx)
+	defer cancel()
 	if _, err := w.m.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !cri.NotFound(err) {
 		return fmt.Errorf("remove sandbox %s: %w", id, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/plan"
@@ -21,6 +22,8 @@ import (
 // worker is in charge of one pod.
 type worker struct {
 	m     *Manager
+	uid   types.UID
+	name  string // namespace/name
 	wake  chan struct{}
 	tasks sync.WaitGroup
 
@@ -83,7 +86,7 @@ const (
 
 func newWorker(m *Manager, pod *corev1.Pod) *worker {
 	return &worker{
-		m: m, wake: make(chan struct{}, 1), pod: pod,
+		m: m, uid: pod.UID, name: podspec.FullName(pod), wake: make(chan struct{}, 1), pod: pod,
 		probes: map[string]plan.Probes{}, busy: map[plan.Task]*task{}, retries: map[plan.Task]retry{},
 		waiting: map[string]status.Waiting{}, probing: map[string]*probing{}, messages: map[string]string{},
 		backoff: map[string]int{},
@@ -121,7 +124,7 @@ func older(a, b *corev1.Pod) bool {
 }
 
 func (w *worker) log() []any {
-	return []any{"pod", podspec.FullName(w.pod), "uid", w.pod.UID}
+	return []any{"pod", w.name, "uid", w.uid}
 }
 
 // run works until the pod is gone or ctx ends. It leaves containers alone when ctx ends.
@@ -184,7 +187,7 @@ func (w *worker) beginNext(ctx context.Context, name plan.Task, by time.Time, f 
 		err := func() (err error) {
 			defer func() {
 				if r := recover(); r != nil {
-					w.m.Log.Error("panic in a pod's task", "uid", w.pod.UID, "task", name, "panic", r, "stack", string(debug.Stack()))
+					w.m.Log.Error("panic in a pod's task", "uid", w.uid, "task", name, "panic", r, "stack", string(debug.Stack()))
 					err = fmt.Errorf("internal error: %v", r)
 				}
 			}()
@@ -217,6 +220,10 @@ func (w *worker) collect() {
 			w.deleted = w.deleted || r.task == taskDelete
 			delete(w.retries, r.task)
 			continue
+		}
+		if before := w.retries[r.task]; before.delay == retryMin && !errors.Is(r.err, context.Canceled) {
+			// Not the first failure, which often heals by itself, and not each that follows.
+			w.m.Log.Warn("a pod's task fails again", append(w.log(), "task", r.task, "err", r.err)...)
 		}
 		delay := min(max(2*w.retries[r.task].delay, retryMin), retryMax)
 		at := now().Add(delay)

@@ -31,6 +31,10 @@ type Runtime struct {
 
 	// Failures, by call, such as "CreateContainer", are returned until they are removed.
 	failures map[string]error
+	// Holds, by call, are waited for by calls that change the runtime's state.
+	holds map[string]*hold
+	// Interrupted counts the calls that were given up while they were held.
+	interrupted int
 	// Signal decides how a container answers SIGTERM: exit code and true, or false to ignore it.
 	signal func(name string) (int32, bool)
 	// ExecHook answers ExecSync.
@@ -56,7 +60,7 @@ type container struct {
 func New(images ...string) *Runtime {
 	r := &Runtime{
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{}, images: map[string]*runtimeapi.Image{},
-		watchers: map[chan *runtimeapi.ContainerEventResponse]bool{}, failures: map[string]error{},
+		watchers: map[chan *runtimeapi.ContainerEventResponse]bool{}, failures: map[string]error{}, holds: map[string]*hold{},
 		signal: func(string) (int32, bool) { return 143, true },
 		exec:   func(string, []string) (int32, string) { return 0, "" },
 	}
@@ -64,6 +68,54 @@ func New(images ...string) *Runtime {
 		r.images[i] = &runtimeapi.Image{Id: "sha256:" + i, RepoTags: []string{i}, Size: 1000}
 	}
 	return r
+}
+
+// hold is a call that takes its time.
+type hold struct {
+	reached, released chan struct{}
+	once              sync.Once
+}
+
+// Hold makes the next calls of that name, RunPodSandbox or StartContainer, wait until release is
+// called. The channel returned is closed when the first waits.
+func (r *Runtime) Hold(call string) (reached <-chan struct{}, release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := &hold{reached: make(chan struct{}), released: make(chan struct{})}
+	r.holds[call] = h
+	return h.reached, func() {
+		r.mu.Lock()
+		delete(r.holds, call)
+		r.mu.Unlock()
+		close(h.released)
+	}
+}
+
+// Interrupted tells how many calls were given up by their caller while they were held: a real
+// runtime can leave processes behind then.
+func (r *Runtime) Interrupted() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.interrupted
+}
+
+func (r *Runtime) held(ctx context.Context, call string) error {
+	r.mu.Lock()
+	h := r.holds[call]
+	r.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	h.once.Do(func() { close(h.reached) })
+	select {
+	case <-h.released:
+		return nil
+	case <-ctx.Done():
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.interrupted++
+		return status.FromContextError(ctx.Err()).Err()
+	}
 }
 
 // Fail makes a call fail with err from now on; nil lets it succeed again.
@@ -230,7 +282,10 @@ func (r *Runtime) Status(context.Context, *runtimeapi.StatusRequest, ...grpc.Cal
 }
 
 // RunPodSandbox implements CRI.
-func (r *Runtime) RunPodSandbox(_ context.Context, in *runtimeapi.RunPodSandboxRequest, _ ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error) {
+func (r *Runtime) RunPodSandbox(ctx context.Context, in *runtimeapi.RunPodSandboxRequest, _ ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error) {
+	if err := r.held(ctx, "RunPodSandbox"); err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.call("RunPodSandbox", in.GetConfig().GetMetadata().GetName()); err != nil {
@@ -350,7 +405,10 @@ func (r *Runtime) CreateContainer(_ context.Context, in *runtimeapi.CreateContai
 }
 
 // StartContainer implements CRI.
-func (r *Runtime) StartContainer(_ context.Context, in *runtimeapi.StartContainerRequest, _ ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error) {
+func (r *Runtime) StartContainer(ctx context.Context, in *runtimeapi.StartContainerRequest, _ ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error) {
+	if err := r.held(ctx, "StartContainer"); err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.containers[in.GetContainerId()]
