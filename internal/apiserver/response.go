@@ -13,9 +13,8 @@ import (
 // been answered yet.
 type response struct {
 	http.ResponseWriter
-	code     int
-	bytes    int64
-	hijacked bool
+	code  int
+	bytes int64
 }
 
 func (r *response) WriteHeader(code int) {
@@ -45,11 +44,8 @@ func (r *response) Flush() {
 // Hijack hands the connection over to a stream that is not HTTP any more.
 func (r *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buffered, err := http.NewResponseController(r.ResponseWriter).Hijack()
-	if err == nil {
-		r.hijacked = true
-		if r.code == 0 {
-			r.code = http.StatusSwitchingProtocols
-		}
+	if err == nil && r.code == 0 {
+		r.code = http.StatusSwitchingProtocols
 	}
 	return conn, buffered, err
 }

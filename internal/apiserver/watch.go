@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -43,7 +44,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) er
 	if err != nil {
 		return err
 	}
-	stream := &stream{server: s, w: w, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o)}
+	stream := &stream{server: s, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o)}
 	if m.table() {
 		if stream.tables, err = s.newTables(req, m, o); err != nil {
 			return err
@@ -66,13 +67,11 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) er
 	}
 	defer source.Close()
 	// A client that has stopped reading holds its watch no longer than one that reads.
-	deadlines := http.NewResponseController(w)
-	_ = deadlines.SetWriteDeadline(time.Now().Add(timeout + time.Minute)) // not every connection has them
-	defer func() { _ = deadlines.SetWriteDeadline(time.Time{}) }()
-	h := w.Header()
-	h.Set("Content-Type", m.streamType())
-	w.WriteHeader(http.StatusOK)
-	return stream.run(ctx, source)
+	deadline := time.Now().Add(timeout + time.Minute)
+	if isWebSocket(req) {
+		return stream.runOnSocket(ctx, w, req, source, deadline)
+	}
+	return stream.runOnBody(ctx, w, source, deadline)
 }
 
 // withoutTable is the transformation of the objects in a watch, where tables are not one of objects but of events.
@@ -83,10 +82,19 @@ func withoutTable(m media) *schema.GroupVersionKind {
 	return m.as
 }
 
+// outlet is where the frames of a watch's events go.
+type outlet interface {
+	// Write takes whole frames; one at a time if the outlet is framed.
+	io.Writer
+	Flush() error
+}
+
 // stream writes the events of one watch.
 type stream struct {
-	server  *Server
-	w       http.ResponseWriter
+	server *Server
+	out    outlet
+	// framed outlets keep frames apart themselves.
+	framed  bool
 	m       media
 	o       operation
 	encoder *wire.Encoder
@@ -94,24 +102,40 @@ type stream struct {
 	buf     []byte
 }
 
-// run copies events from source to the client. It returns why it ended.
-func (st *stream) run(ctx context.Context, source *registry.Watch) error {
-	flusher := http.NewResponseController(st.w)
-	if err := flusher.Flush(); err != nil { // the head: the client knows that the watch stands
+// body is the outlet that is an HTTP response, whose frames stand one after the other.
+type body struct {
+	io.Writer
+	*http.ResponseController
+}
+
+// runOnBody is run with events as the body of the response.
+func (st *stream) runOnBody(ctx context.Context, w http.ResponseWriter, source *registry.Watch, deadline time.Time) error {
+	out := body{w, http.NewResponseController(w)}
+	_ = out.SetWriteDeadline(deadline) // not every connection has them
+	defer func() { _ = out.SetWriteDeadline(time.Time{}) }()
+	w.Header().Set("Content-Type", st.m.streamType())
+	w.WriteHeader(http.StatusOK)
+	if err := out.Flush(); err != nil { // the head: the client knows that the watch stands
 		return err
 	}
+	st.out = out
+	return st.run(ctx, source)
+}
+
+// run copies events from source to the client. It returns why it ended.
+func (st *stream) run(ctx context.Context, source *registry.Watch) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	var last time.Time
 	for {
 		events, err := source.Next(ctx)
 		if err != nil {
-			return st.end(ctx, flusher, err)
+			return st.end(ctx, err)
 		}
 		if err := st.write(ctx, events); err != nil {
-			return st.end(ctx, flusher, err)
+			return st.end(ctx, err)
 		}
-		if err := flusher.Flush(); err != nil {
+		if err := st.out.Flush(); err != nil {
 			return err
 		}
 		now := time.Now()
@@ -139,14 +163,14 @@ func (st *stream) write(ctx context.Context, events []registry.WatchEvent) error
 			return err
 		}
 		sizes.Observe(float64(len(st.buf) - before))
-		if len(st.buf) >= frameBuffer {
-			if err := st.out(); err != nil {
+		if st.framed || len(st.buf) >= frameBuffer {
+			if err := st.send(); err != nil {
 				return err
 			}
 		}
 	}
 	st.server.metrics.watchEvents.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource).Add(float64(len(events)))
-	if err := st.out(); err != nil {
+	if err := st.send(); err != nil {
 		return err
 	}
 	if cap(st.buf) > 2*frameBuffer {
@@ -155,11 +179,11 @@ func (st *stream) write(ctx context.Context, events []registry.WatchEvent) error
 	return nil
 }
 
-func (st *stream) out() error {
+func (st *stream) send() error {
 	if len(st.buf) == 0 {
 		return nil
 	}
-	_, err := st.w.Write(st.buf)
+	_, err := st.out.Write(st.buf)
 	st.buf = st.buf[:0]
 	return err
 }
@@ -230,7 +254,7 @@ func (st *stream) atRevision(event *registry.WatchEvent) (runtime.Object, error)
 }
 
 // end tells the client why a watch ends before its time. A watch that has run its time just ends.
-func (st *stream) end(ctx context.Context, flusher *http.ResponseController, err error) error {
+func (st *stream) end(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -240,10 +264,10 @@ func (st *stream) end(ctx context.Context, flusher *http.ResponseController, err
 		status.Reason = metav1.StatusReasonInternalError
 	}
 	st.buf, _ = wire.AppendObjectFrame(st.buf[:0], st.m.encoding, watch.Error, status, statusKind)
-	if outErr := st.out(); outErr != nil {
-		return outErr
+	if sendErr := st.send(); sendErr != nil {
+		return sendErr
 	}
-	if flushErr := flusher.Flush(); flushErr != nil {
+	if flushErr := st.out.Flush(); flushErr != nil {
 		return flushErr
 	}
 	return err

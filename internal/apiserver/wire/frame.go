@@ -6,6 +6,9 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
+// FramePrefix is how many bytes of a protobuf frame are its length, which streams of messages do without.
+const FramePrefix = 4
+
 // AppendFrame appends a watch event about the object of item, framed for the stream, to dst.
 func (e *Encoder) AppendFrame(dst []byte, event watch.EventType, item []byte) []byte {
 	if e.encoding == Protobuf {
