@@ -8,6 +8,9 @@
 // or stays silent three times, leaves the service at once, and returns when it has renewed its
 // lease since and answers again. A server that is merely busy keeps its place, since the
 // kernel accepts connections for it.
+//
+// A server that listens on a loopback address alone, as one that is being measured does, has nothing
+// that pods could reach: the service then has no endpoints.
 package kubernetes
 
 import (
@@ -57,6 +60,8 @@ type controller struct {
 	deps   kit.Deps
 	prober Prober
 	watch  lookout
+	// withdrawn says that no server has an address to publish, which is said once.
+	withdrawn bool
 }
 
 // New makes the controller.
@@ -107,7 +112,12 @@ func (c *controller) ensure(ctx context.Context) (reconcile.Result, error) {
 		return reconcile.Result{}, err
 	}
 	living, next := alive(leases, c.deps.Clock.Now())
-	servers := c.watch.present(living)
+	public := publishable(living)
+	if len(living) > 0 && len(public) == 0 {
+		return reconcile.Result{RequeueAfter: next}, c.withdraw(ctx, living)
+	}
+	c.withdrawn = false
+	servers := c.watch.present(public)
 	if len(servers) == 0 {
 		// This one lives, so the leases lag: emptying the service would cut everybody off.
 		return reconcile.Result{RequeueAfter: time.Second}, nil
@@ -148,6 +158,34 @@ func alive(leases []coordinationv1.Lease, now time.Time) ([]server, time.Duratio
 		return cmp.Or(strings.Compare(a.addr.String(), b.addr.String()), b.renewed.Compare(a.renewed))
 	})
 	return slices.CompactFunc(servers, func(a, b server) bool { return a.addr == b.addr }), next
+}
+
+// publishable returns the servers at addresses that endpoints may have.
+func publishable(servers []server) []server {
+	var out []server
+	for _, s := range servers {
+		if a := s.addr.Addr(); !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() && !a.IsLinkLocalMulticast() {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// withdraw removes what was published before the servers had only addresses that can't be.
+func (c *controller) withdraw(ctx context.Context, servers []server) error {
+	if c.withdrawn {
+		return nil
+	}
+	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: service}
+	for _, obj := range []client.Object{&discoveryv1.EndpointSlice{ObjectMeta: meta}, &corev1.Endpoints{ObjectMeta: meta}} {
+		if err := client.IgnoreNotFound(c.deps.Client.Delete(ctx, obj)); err != nil {
+			return fmt.Errorf("withdraw %T %s: %w", obj, service, err)
+		}
+	}
+	c.withdrawn = true
+	c.deps.Log.Info("no server has an address that pods can reach: the service default/kubernetes has no endpoints",
+		"address", servers[0].addr.String())
+	return nil
 }
 
 func ensureSlice(ctx context.Context, c client.Client, servers []netip.AddrPort) error {

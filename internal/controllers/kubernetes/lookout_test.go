@@ -3,9 +3,12 @@
 package kubernetes
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +16,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -79,6 +83,54 @@ func lease(name, addr string, renewed time.Time) *coordinationv1.Lease {
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name,
 			Labels: map[string]string{IdentityLabel: IdentityValue}, Annotations: map[string]string{AddressAnnotation: addr}},
 		Spec: coordinationv1.LeaseSpec{RenewTime: ptr.To(metav1.NewMicroTime(renewed)), LeaseDurationSeconds: ptr.To[int32](15)},
+	}
+}
+
+// Loopback addresses can't be endpoints: there are none then, it is said once, and what was published before goes.
+func TestServersOnLoopback(t *testing.T) {
+	w := controllertest.New(t)
+	w.MustCreate(lease("a", "10.0.0.1:6443", w.Clock.Now()))
+	var log bytes.Buffer
+	deps := w.Deps()
+	deps.Log = slog.New(slog.NewTextHandler(&log, nil))
+	c := New(deps, &doors{})
+	key := client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: service}
+	published := func() (n int) {
+		t.Helper()
+		for range 3 { // it comes again and again
+			if _, err := c.Reconcile(t.Context(), reconcile.Request{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, obj := range []client.Object{&discoveryv1.EndpointSlice{}, &corev1.Endpoints{}} {
+			if err := w.Get(t.Context(), key, obj); err == nil {
+				n++
+			} else if !apierrors.IsNotFound(err) {
+				t.Fatal(err)
+			}
+		}
+		return n
+	}
+	if n := published(); n != 2 || log.Len() > 0 {
+		t.Fatalf("%d objects are published; %s", n, &log)
+	}
+	if err := w.Delete(t.Context(), lease("a", "", w.Clock.Now())); err != nil {
+		t.Fatal(err)
+	}
+	w.MustCreate(lease("b", "127.0.0.1:6443", w.Clock.Now()))
+	if n := published(); n != 0 {
+		t.Errorf("%d objects are published", n)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "no endpoints") {
+		t.Errorf("said %d times: %s", n, &log)
+	}
+	w.MustCreate(lease("c", "10.0.0.3:6443", w.Clock.Now()))
+	if n := published(); n != 2 {
+		t.Errorf("%d objects are published", n)
+	}
+	var slice discoveryv1.EndpointSlice
+	if err := w.Get(t.Context(), key, &slice); err != nil || len(slice.Endpoints) != 1 || slice.Endpoints[0].Addresses[0] != "10.0.0.3" {
+		t.Errorf("published is %v, %v", slice.Endpoints, err)
 	}
 }
 
