@@ -142,10 +142,10 @@ func Managed(s *corev1.Service) bool {
 // Watches wakes a controller for every service that a change concerns. output is the kind that
 // it publishes, so that its own work is mended when somebody else damages it, and name finds
 // the service of one.
-func Watches(c client.Client, output client.Object, name func(client.Object) string) []kit.Watch {
+func Watches(deps kit.Deps, output client.Object, name func(client.Object) string) []kit.Watch {
 	return []kit.Watch{
 		{Kind: &corev1.Service{}, Requests: kit.Self},
-		{Kind: &corev1.Pod{}, Requests: func(e barqueclient.Event) []reconcile.Request { return concerned(c, e) }},
+		{Kind: &corev1.Pod{}, Requests: func(e barqueclient.Event) []reconcile.Request { return concerned(deps, e) }},
 		{Kind: output, Requests: func(e barqueclient.Event) []reconcile.Request {
 			service := name(e.Object())
 			if service == "" || e.Old == nil {
@@ -157,7 +157,7 @@ func Watches(c client.Client, output client.Object, name func(client.Object) str
 }
 
 // concerned lists the services that a pod's change is about.
-func concerned(c client.Client, e barqueclient.Event) []reconcile.Request {
+func concerned(deps kit.Deps, e barqueclient.Event) []reconcile.Request {
 	var before, after *corev1.Pod
 	if e.Old != nil {
 		before = e.Old.(*corev1.Pod)
@@ -168,23 +168,9 @@ func concerned(c client.Client, e barqueclient.Event) []reconcile.Request {
 	if before != nil && after != nil && same(before, after) {
 		return nil
 	}
-	var services corev1.ServiceList
-	// The image answers; it cannot fail but for a context that ended.
-	if err := c.List(context.Background(), &services, client.InNamespace(e.Object().GetNamespace())); err != nil {
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range services.Items {
-		s := &services.Items[i]
-		if !Managed(s) {
-			continue
-		}
-		selector := labels.SelectorFromSet(s.Spec.Selector)
-		if before != nil && selector.Matches(labels.Set(before.Labels)) || after != nil && selector.Matches(labels.Set(after.Labels)) {
-			requests = append(requests, kit.RequestFor(s))
-		}
-	}
-	return requests
+	return kit.Where(deps, &corev1.ServiceList{}, func(s *corev1.Service) bool {
+		return Managed(s) && kit.Concerns(labels.SelectorFromSet(s.Spec.Selector), e)
+	}, client.InNamespace(e.Object().GetNamespace()))
 }
 
 // same tells whether a pod's change makes no difference to any service.

@@ -21,9 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -48,25 +48,19 @@ type reconciler struct {
 func New(deps kit.Deps) kit.Controller {
 	recorder := deps.Recorder("daemonset-controller")
 	r := &reconciler{Deps: deps, recorder: recorder, pods: pods.Control{Client: deps.Client, Recorder: recorder}}
+	adopters := kit.Adopters(deps, &appsv1.DaemonSetList{}, func(ds *appsv1.DaemonSet) *metav1.LabelSelector { return ds.Spec.Selector })
 	return kit.Controller{
 		Name:    "daemonset",
 		Account: "daemon-set-controller",
 		Workers: 2,
 		Watches: []kit.Watch{
 			{Kind: &appsv1.DaemonSet{}, Requests: kit.Self},
-			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, r.wanting)},
-			{Kind: &appsv1.ControllerRevision{}, Requests: kit.Owner(kind.Kind, r.wanting)},
+			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, adopters)},
+			{Kind: &appsv1.ControllerRevision{}, Requests: kit.Owner(kind.Kind, adopters)},
 			{Kind: &corev1.Node{}, Requests: r.nodeChanged},
 		},
 		Reconcile: r.reconcile,
 	}
-}
-
-// wanting lists the sets whose selector takes an orphan.
-func (r *reconciler) wanting(orphan client.Object) []reconcile.Request {
-	return r.setsWhere(orphan.GetNamespace(), func(ds *appsv1.DaemonSet) bool {
-		return kit.Selector(ds.Spec.Selector).Matches(labels.Set(orphan.GetLabels()))
-	})
 }
 
 // nodeChanged requests the sets to which the change of a node makes a difference.
@@ -77,7 +71,7 @@ func (r *reconciler) nodeChanged(e barqueclient.Event) []reconcile.Request {
 		equality.Semantic.DeepEqual(before.Spec.Taints, after.Spec.Taints) {
 		return nil
 	}
-	return r.setsWhere("", func(ds *appsv1.DaemonSet) bool { return concerns(ds, before, after) })
+	return kit.Where(r.Deps, &appsv1.DaemonSetList{}, func(ds *appsv1.DaemonSet) bool { return concerns(ds, before, after) })
 }
 
 // concerns tells whether a node's change, nil standing for a node that is not there, may change
@@ -92,21 +86,6 @@ func concerns(ds *appsv1.DaemonSet, before, after *corev1.Node) bool {
 		return [2]bool{start, stay}
 	}
 	return fits(before) != fits(after)
-}
-
-func (r *reconciler) setsWhere(namespace string, wants func(*appsv1.DaemonSet) bool) []reconcile.Request {
-	var list appsv1.DaemonSetList
-	if err := r.Client.List(context.Background(), &list, client.InNamespace(namespace)); err != nil {
-		r.Log.Warn("list daemonsets", "namespace", namespace, "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range list.Items {
-		if wants(&list.Items[i]) {
-			requests = append(requests, kit.RequestFor(&list.Items[i]))
-		}
-	}
-	return requests
 }
 
 func (r *reconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -182,16 +161,9 @@ func (r *reconciler) waitKey(ds *appsv1.DaemonSet, node string) waitKey {
 }
 
 func (r *reconciler) nodes(ctx context.Context) ([]*corev1.Node, error) {
-	var list corev1.NodeList
-	if err := r.Client.List(ctx, &list); err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
-	}
-	nodes := make([]*corev1.Node, len(list.Items))
-	for i := range list.Items {
-		nodes[i] = &list.Items[i]
-	}
+	nodes, err := kit.List[*corev1.Node](ctx, r.Client, &corev1.NodeList{})
 	slices.SortFunc(nodes, func(a, b *corev1.Node) int { return strings.Compare(a.Name, b.Name) })
-	return nodes, nil
+	return nodes, err
 }
 
 func (r *reconciler) carryOut(ctx context.Context, s state, p plan) error {
@@ -206,11 +178,7 @@ func (r *reconciler) carryOut(ctx context.Context, s state, p plan) error {
 	}
 	ref := metav1.NewControllerRef(s.ds, kind)
 	_, createErr := kit.SlowStart(min(len(p.create), kit.MaxBurst), func(i int) error {
-		err := r.pods.Create(ctx, newPod(s, p.create[i], ref), s.ds)
-		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return nil
-		}
-		return err
+		return r.pods.Create(ctx, newPod(s, p.create[i], ref), s.ds)
 	})
 	deleteErr := kit.Each(min(len(p.delete), kit.MaxBurst), func(i int) error { return r.pods.Delete(ctx, p.delete[i], s.ds) })
 	return errors.Join(createErr, deleteErr)
@@ -304,11 +272,7 @@ func (r *reconciler) newRevision(ctx context.Context, ds *appsv1.DaemonSet, cont
 		return cr, nil
 	}
 	changed := ds.DeepCopy()
-	count := int32(1)
-	if ds.Status.CollisionCount != nil {
-		count += *ds.Status.CollisionCount
-	}
-	changed.Status.CollisionCount = &count
+	changed.Status.CollisionCount = new(ptr.Deref(ds.Status.CollisionCount, 0) + 1)
 	if err := r.Client.Status().Update(ctx, changed); err != nil {
 		return nil, fmt.Errorf("count a collision of names: %w", err)
 	}

@@ -17,11 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	barqueclient "barque.dev/internal/client"
@@ -39,32 +37,17 @@ type reconciler struct {
 // New makes the controller.
 func New(deps kit.Deps) kit.Controller {
 	r := &reconciler{Deps: deps, recorder: deps.Recorder("deployment-controller")}
+	adopters := kit.Adopters(deps, &appsv1.DeploymentList{}, func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector })
 	return kit.Controller{
 		Name:    "deployment",
 		Workers: 5,
 		Watches: []kit.Watch{
 			{Kind: &appsv1.Deployment{}, Requests: kit.Self},
-			{Kind: &appsv1.ReplicaSet{}, Requests: kit.Owner(kind.Kind, r.wanting)},
+			{Kind: &appsv1.ReplicaSet{}, Requests: kit.Owner(kind.Kind, adopters)},
 			{Kind: &corev1.Pod{}, Requests: r.podGone},
 		},
 		Reconcile: r.reconcile,
 	}
-}
-
-// wanting lists the deployments whose selector takes an orphan.
-func (r *reconciler) wanting(orphan client.Object) []reconcile.Request {
-	var list appsv1.DeploymentList
-	if err := r.Client.List(context.Background(), &list, client.InNamespace(orphan.GetNamespace())); err != nil {
-		r.Log.Warn("list deployments for an orphan", "namespace", orphan.GetNamespace(), "replicaset", orphan.GetName(), "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range list.Items {
-		if kit.Selector(list.Items[i].Spec.Selector).Matches(labels.Set(orphan.GetLabels())) {
-			requests = append(requests, kit.RequestFor(&list.Items[i]))
-		}
-	}
-	return requests
 }
 
 // podGone requests the deployment of a pod that ended: with the Recreate strategy the new set

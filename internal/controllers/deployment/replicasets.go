@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/controllers/kit"
@@ -20,13 +21,9 @@ import (
 
 // sets lists the deployment's ReplicaSets by creation, having adopted and released.
 func (r *reconciler) sets(ctx context.Context, d *appsv1.Deployment) ([]*appsv1.ReplicaSet, error) {
-	var list appsv1.ReplicaSetList
-	if err := r.Client.List(ctx, &list, client.InNamespace(d.Namespace)); err != nil {
-		return nil, fmt.Errorf("list ReplicaSets of %s: %w", d.Namespace, err)
-	}
-	all := make([]*appsv1.ReplicaSet, len(list.Items))
-	for i := range list.Items {
-		all[i] = &list.Items[i]
+	all, err := kit.List[*appsv1.ReplicaSet](ctx, r.Client, &appsv1.ReplicaSetList{}, client.InNamespace(d.Namespace))
+	if err != nil {
+		return nil, err
 	}
 	own, err := kit.Claim(ctx, kit.Claimer{Client: r.Client, Owner: d, OwnerKind: kind, Selector: kit.Selector(d.Spec.Selector)}, all)
 	if err != nil {
@@ -86,11 +83,7 @@ func (r *reconciler) createNewest(ctx context.Context, v *view) error {
 			v.newest = &there
 			return r.syncNewest(ctx, v)
 		}
-		count := int32(1)
-		if v.d.Status.CollisionCount != nil {
-			count += *v.d.Status.CollisionCount
-		}
-		v.d.Status.CollisionCount = &count
+		v.d.Status.CollisionCount = new(ptr.Deref(v.d.Status.CollisionCount, 0) + 1)
 		return fmt.Errorf("create ReplicaSet %s: the name is another's: %w", s.Name, err)
 	case err != nil:
 		if !pods.Quiet(err) {

@@ -55,22 +55,10 @@ func New(deps kit.Deps) kit.Controller {
 
 // budgetsOf requests the budgets that cover the pod, before or after its change.
 func (c *controller) budgetsOf(e barqueclient.Event) []reconcile.Request {
-	var budgets policyv1.PodDisruptionBudgetList
-	if err := c.deps.Client.List(context.Background(), &budgets, client.InNamespace(e.Object().GetNamespace())); err != nil {
-		c.deps.Log.Error("list pod disruption budgets", "namespace", e.Object().GetNamespace(), "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range budgets.Items {
-		selector, err := metav1.LabelSelectorAsSelector(budgets.Items[i].Spec.Selector)
-		if err != nil {
-			continue
-		}
-		if e.Old != nil && selector.Matches(labels.Set(e.Old.GetLabels())) || e.New != nil && selector.Matches(labels.Set(e.New.GetLabels())) {
-			requests = append(requests, kit.RequestFor(&budgets.Items[i]))
-		}
-	}
-	return requests
+	return kit.Where(c.deps, &policyv1.PodDisruptionBudgetList{}, func(pdb *policyv1.PodDisruptionBudget) bool {
+		selector, err := metav1.LabelSelectorAsSelector(pdb.Spec.Selector)
+		return err == nil && kit.Concerns(selector, e)
+	}, client.InNamespace(e.Object().GetNamespace()))
 }
 
 func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {

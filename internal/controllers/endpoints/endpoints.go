@@ -34,7 +34,7 @@ const (
 func New(deps kit.Deps) kit.Controller {
 	return kit.Controller{
 		Name: "endpoint",
-		Watches: backends.Watches(deps.Client, &corev1.Endpoints{}, func(obj client.Object) string {
+		Watches: backends.Watches(deps, &corev1.Endpoints{}, func(obj client.Object) string {
 			if obj.GetLabels()[managedByLabel] != managedBy {
 				return ""
 			}

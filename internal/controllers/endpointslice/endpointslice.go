@@ -29,7 +29,7 @@ func New(deps kit.Deps) kit.Controller {
 	c := &controller{deps: deps}
 	return kit.Controller{
 		Name: "endpointslice",
-		Watches: backends.Watches(deps.Client, &discoveryv1.EndpointSlice{}, func(obj client.Object) string {
+		Watches: backends.Watches(deps, &discoveryv1.EndpointSlice{}, func(obj client.Object) string {
 			if obj.GetLabels()[discoveryv1.LabelManagedBy] != managedBy {
 				return ""
 			}

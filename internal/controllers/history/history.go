@@ -105,13 +105,9 @@ func New(owner client.Object, kind schema.GroupVersionKind, name string, templat
 
 // List returns owner's revisions by number, having adopted and released.
 func List(ctx context.Context, c client.Client, owner client.Object, kind schema.GroupVersionKind, selector labels.Selector) ([]*appsv1.ControllerRevision, error) {
-	var list appsv1.ControllerRevisionList
-	if err := c.List(ctx, &list, client.InNamespace(owner.GetNamespace())); err != nil {
-		return nil, fmt.Errorf("list ControllerRevisions of %s: %w", owner.GetNamespace(), err)
-	}
-	all := make([]*appsv1.ControllerRevision, len(list.Items))
-	for i := range list.Items {
-		all[i] = &list.Items[i]
+	all, err := kit.List[*appsv1.ControllerRevision](ctx, c, &appsv1.ControllerRevisionList{}, client.InNamespace(owner.GetNamespace()))
+	if err != nil {
+		return nil, err
 	}
 	own, err := kit.Claim(ctx, kit.Claimer{Client: c, Owner: owner, OwnerKind: kind, Selector: selector}, all)
 	if err != nil {

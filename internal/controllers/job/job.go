@@ -39,12 +39,14 @@ type reconciler struct {
 func New(deps kit.Deps) kit.Controller {
 	recorder := deps.Recorder("job-controller")
 	r := &reconciler{Deps: deps, recorder: recorder, pods: pods.Control{Client: deps.Client, Recorder: recorder}}
+	adopters := kit.Adopters(deps, &batchv1.JobList{}, func(job *batchv1.Job) *metav1.LabelSelector { return job.Spec.Selector })
 	return kit.Controller{
 		Name:    "job",
 		Workers: 5,
 		Watches: []kit.Watch{
 			{Kind: &batchv1.Job{}, Requests: kit.Self},
-			{Kind: &corev1.Pod{}, Requests: r.podChanged},
+			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, adopters)},
+			{Kind: &corev1.Pod{}, Requests: r.strayFrom},
 		},
 		Reconcile: r.reconcile,
 	}
@@ -180,13 +182,7 @@ func (r *reconciler) stop(ctx context.Context, s *state, list []*corev1.Pod, tak
 }
 
 func (r *reconciler) create(ctx context.Context, s *state, list []int) (int32, error) {
-	n, err := kit.SlowStart(len(list), func(i int) error {
-		err := r.pods.Create(ctx, s.newPod(list[i]), s.job)
-		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return nil
-		}
-		return err
-	})
+	n, err := kit.SlowStart(len(list), func(i int) error { return r.pods.Create(ctx, s.newPod(list[i]), s.job) })
 	return int32(n), err
 }
 

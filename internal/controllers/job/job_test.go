@@ -338,7 +338,7 @@ func TestReleasesStrays(t *testing.T) {
 	}
 	orphan := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "orphan", Finalizers: []string{batchv1.JobTrackingFinalizer, "other"}}}
 	w.MustCreate(orphan)
-	requests := c.Watches[1].Requests(barqueclient.Event{New: orphan})
+	requests := c.Watches[2].Requests(barqueclient.Event{New: orphan})
 	if len(requests) != 1 {
 		t.Fatalf("an orphan wakes %v", requests)
 	}

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -31,43 +30,25 @@ func strayRequest(pod *corev1.Pod) reconcile.Request {
 	return reconcile.Request{NamespacedName: types.NamespacedName{Namespace: pod.Namespace, Name: strayPrefix + pod.Name}}
 }
 
-// podChanged requests the pod's job, those that may adopt it, and the pod itself if it may be a
-// stray.
-func (r *reconciler) podChanged(e barqueclient.Event) []reconcile.Request {
-	requests := kit.Owner(kind.Kind, r.wanting)(e)
+// strayFrom requests the pod itself if it may be a stray.
+func (r *reconciler) strayFrom(e barqueclient.Event) []reconcile.Request {
 	pod, _ := e.New.(*corev1.Pod)
 	if pod == nil || !tracked(pod) {
-		return requests
+		return nil
 	}
 	ref := metav1.GetControllerOfNoCopy(pod)
 	if ref == nil {
-		return append(requests, strayRequest(pod))
+		return []reconcile.Request{strayRequest(pod)}
 	}
 	if ref.Kind != kind.Kind {
-		return requests
+		return nil
 	}
 	var job batchv1.Job
 	err := r.Client.Get(context.Background(), types.NamespacedName{Namespace: pod.Namespace, Name: ref.Name}, &job)
 	if apierrors.IsNotFound(err) || err == nil && (job.UID != ref.UID || finished(&job) != nil) {
-		requests = append(requests, strayRequest(pod))
+		return []reconcile.Request{strayRequest(pod)}
 	}
-	return requests
-}
-
-// wanting lists the jobs whose selector takes an orphan.
-func (r *reconciler) wanting(orphan client.Object) []reconcile.Request {
-	var list batchv1.JobList
-	if err := r.Client.List(context.Background(), &list, client.InNamespace(orphan.GetNamespace())); err != nil {
-		r.Log.Warn("list jobs for an orphan", "namespace", orphan.GetNamespace(), "pod", orphan.GetName(), "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range list.Items {
-		if kit.Selector(list.Items[i].Spec.Selector).Matches(labels.Set(orphan.GetLabels())) {
-			requests = append(requests, kit.RequestFor(&list.Items[i]))
-		}
-	}
-	return requests
+	return nil
 }
 
 // releaseStray releases the named pod if it is a stray.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"barque.dev/internal/controllers/kit"
 	"barque.dev/internal/store"
 )
 
@@ -96,15 +97,7 @@ func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
 
 // InNamespace lists the namespace's pods.
 func InNamespace(ctx context.Context, c client.Reader, namespace string) ([]*corev1.Pod, error) {
-	var list corev1.PodList
-	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {
-		return nil, fmt.Errorf("list pods of %s: %w", namespace, err)
-	}
-	pods := make([]*corev1.Pod, len(list.Items))
-	for i := range list.Items {
-		pods[i] = &list.Items[i]
-	}
-	return pods, nil
+	return kit.List[*corev1.Pod](ctx, c, &corev1.PodList{}, client.InNamespace(namespace))
 }
 
 // OfOwner lists the pods whose controller is owner, and those of its namespace that have no
@@ -156,12 +149,17 @@ type Control struct {
 	Recorder record.EventRecorder
 }
 
-// Create creates pod and records SuccessfulCreate or FailedCreate on owner.
+// Create creates pod and records SuccessfulCreate or FailedCreate on owner. A namespace that is
+// being deleted takes no pod, and that is no error: its end removes the owner too.
 func (c Control) Create(ctx context.Context, pod *corev1.Pod, owner client.Object) error {
 	if len(pod.Labels) == 0 {
 		return fmt.Errorf("create pod of %s: the template has no labels", owner.GetName())
 	}
-	if err := c.Client.Create(ctx, pod); err != nil {
+	err := c.Client.Create(ctx, pod)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
+	}
+	if err != nil {
 		if !Quiet(err) {
 			c.Recorder.Eventf(owner, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
 		}

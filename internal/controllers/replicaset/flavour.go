@@ -9,6 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"barque.dev/internal/controllers/kit"
 )
 
 // A flavour reads and writes one kind of set. What get and list return must not be changed.
@@ -18,6 +21,8 @@ type flavour interface {
 	// get returns the set, seen as a ReplicaSet and as it is.
 	get(ctx context.Context, key types.NamespacedName) (*appsv1.ReplicaSet, client.Object, error)
 	list(ctx context.Context, namespace string) ([]*appsv1.ReplicaSet, error)
+	// adopters returns the function that requests the sets that may adopt an orphan.
+	adopters(deps kit.Deps) func(orphan client.Object) []reconcile.Request
 	// writeStatus replaces object's status, unless it says the same already.
 	writeStatus(ctx context.Context, object client.Object, old, next appsv1.ReplicaSetStatus) error
 }
@@ -36,13 +41,11 @@ func (f replicaSets) get(ctx context.Context, key types.NamespacedName) (*appsv1
 }
 
 func (f replicaSets) list(ctx context.Context, namespace string) ([]*appsv1.ReplicaSet, error) {
-	var list appsv1.ReplicaSetList
-	err := f.client.List(ctx, &list, client.InNamespace(namespace))
-	sets := make([]*appsv1.ReplicaSet, len(list.Items))
-	for i := range list.Items {
-		sets[i] = &list.Items[i]
-	}
-	return sets, err
+	return kit.List[*appsv1.ReplicaSet](ctx, f.client, &appsv1.ReplicaSetList{}, client.InNamespace(namespace))
+}
+
+func (replicaSets) adopters(deps kit.Deps) func(client.Object) []reconcile.Request {
+	return kit.Adopters(deps, &appsv1.ReplicaSetList{}, func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector })
 }
 
 func (f replicaSets) writeStatus(ctx context.Context, object client.Object, old, next appsv1.ReplicaSetStatus) error {
@@ -77,6 +80,12 @@ func (f replicationControllers) list(ctx context.Context, namespace string) ([]*
 		sets[i] = asReplicaSet(&list.Items[i])
 	}
 	return sets, err
+}
+
+func (replicationControllers) adopters(deps kit.Deps) func(client.Object) []reconcile.Request {
+	return kit.Adopters(deps, &corev1.ReplicationControllerList{}, func(rc *corev1.ReplicationController) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: rc.Spec.Selector}
+	})
 }
 
 func (f replicationControllers) writeStatus(ctx context.Context, object client.Object, old, next appsv1.ReplicaSetStatus) error {

@@ -56,26 +56,10 @@ func newController(name, account string, deps kit.Deps, f flavour) kit.Controlle
 		Workers: 5,
 		Watches: []kit.Watch{
 			{Kind: f.sample(), Requests: kit.Self},
-			{Kind: &corev1.Pod{}, Requests: kit.Owner(f.kind().Kind, r.wanting)},
+			{Kind: &corev1.Pod{}, Requests: kit.Owner(f.kind().Kind, f.adopters(deps))},
 		},
 		Reconcile: r.reconcile,
 	}
-}
-
-// wanting lists the sets whose selector takes an orphan.
-func (r *reconciler) wanting(orphan client.Object) []reconcile.Request {
-	sets, err := r.list(context.Background(), orphan.GetNamespace())
-	if err != nil {
-		r.Log.Warn("list sets for an orphan", "namespace", orphan.GetNamespace(), "pod", orphan.GetName(), "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for _, set := range sets {
-		if kit.Selector(set.Spec.Selector).Matches(labels.Set(orphan.GetLabels())) {
-			requests = append(requests, kit.RequestFor(set))
-		}
-	}
-	return requests
 }
 
 func (r *reconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -126,11 +110,7 @@ func (r *reconciler) scale(ctx context.Context, set *appsv1.ReplicaSet, object c
 	p := decide(*set.Spec.Replicas, active, related, r.Clock.Now())
 	ref := metav1.NewControllerRef(object, r.kind())
 	if _, err := kit.SlowStart(p.create, func(int) error {
-		err := r.pods.Create(ctx, pods.FromTemplate(&set.Spec.Template, object, ref, ""), object)
-		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return nil
-		}
-		return err
+		return r.pods.Create(ctx, pods.FromTemplate(&set.Spec.Template, object, ref, ""), object)
 	}); err != nil {
 		return err
 	}

@@ -41,12 +41,8 @@ func New(deps kit.Deps, ca []byte) kit.Controller {
 }
 
 func ensure(ctx context.Context, c client.Client, namespace string, want map[string]string) error {
-	var ns corev1.Namespace
-	if err := c.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
-		return client.IgnoreNotFound(err)
-	}
-	if ns.Status.Phase == corev1.NamespaceTerminating || ns.DeletionTimestamp != nil {
-		return nil
+	if lives, err := kit.NamespaceLives(ctx, c, namespace); err != nil || !lives {
+		return err
 	}
 	var have corev1.ConfigMap
 	err := c.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, &have)

@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/labels"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -37,23 +37,17 @@ type reconciler struct {
 // New makes the controller.
 func New(deps kit.Deps) kit.Controller {
 	r := &reconciler{Deps: deps, recorder: deps.Recorder("statefulset-controller")}
+	adopters := kit.Adopters(deps, &appsv1.StatefulSetList{}, func(set *appsv1.StatefulSet) *metav1.LabelSelector { return set.Spec.Selector })
 	return kit.Controller{
 		Name:    "statefulset",
 		Workers: 5,
 		Watches: []kit.Watch{
 			{Kind: &appsv1.StatefulSet{}, Requests: kit.Self},
-			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, r.wanting)},
+			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, adopters)},
 			{Kind: &corev1.PersistentVolumeClaim{}, Requests: r.claimGone},
 		},
 		Reconcile: r.reconcile,
 	}
-}
-
-// wanting lists the sets that may adopt an orphan.
-func (r *reconciler) wanting(orphan client.Object) []reconcile.Request {
-	return r.setsWhere(orphan.GetNamespace(), func(set *appsv1.StatefulSet) bool {
-		return kit.Selector(set.Spec.Selector).Matches(labels.Set(orphan.GetLabels()))
-	})
 }
 
 // claimGone requests the sets that may have waited for the end of a claim.
@@ -61,29 +55,14 @@ func (r *reconciler) claimGone(e barqueclient.Event) []reconcile.Request {
 	if e.New != nil {
 		return nil
 	}
-	return r.setsWhere(e.Old.GetNamespace(), func(set *appsv1.StatefulSet) bool {
+	return kit.Where(r.Deps, &appsv1.StatefulSetList{}, func(set *appsv1.StatefulSet) bool {
 		for i := range set.Spec.VolumeClaimTemplates {
 			if strings.HasPrefix(e.Old.GetName(), set.Spec.VolumeClaimTemplates[i].Name+"-"+set.Name+"-") {
 				return true
 			}
 		}
 		return false
-	})
-}
-
-func (r *reconciler) setsWhere(namespace string, wants func(*appsv1.StatefulSet) bool) []reconcile.Request {
-	var list appsv1.StatefulSetList
-	if err := r.Client.List(context.Background(), &list, client.InNamespace(namespace)); err != nil {
-		r.Log.Warn("list statefulsets", "namespace", namespace, "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range list.Items {
-		if wants(&list.Items[i]) {
-			requests = append(requests, kit.RequestFor(&list.Items[i]))
-		}
-	}
-	return requests
+	}, client.InNamespace(e.Old.GetNamespace()))
 }
 
 func (r *reconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -151,14 +130,11 @@ func (r *reconciler) claims(ctx context.Context, set *appsv1.StatefulSet) (map[s
 	if len(set.Spec.VolumeClaimTemplates) == 0 {
 		return byName, nil
 	}
-	var list corev1.PersistentVolumeClaimList
-	if err := r.Client.List(ctx, &list, client.InNamespace(set.Namespace)); err != nil {
-		return nil, fmt.Errorf("list claims of %s: %w", set.Namespace, err)
+	claims, err := kit.List[*corev1.PersistentVolumeClaim](ctx, r.Client, &corev1.PersistentVolumeClaimList{}, client.InNamespace(set.Namespace))
+	for _, c := range claims {
+		byName[c.Name] = c
 	}
-	for i := range list.Items {
-		byName[list.Items[i].Name] = &list.Items[i]
-	}
-	return byName, nil
+	return byName, err
 }
 
 // carryOut does what the plan says: one after the other and up to the first failure for an

@@ -56,16 +56,8 @@ func (c *controller) onNode(e barqueclient.Event) []reconcile.Request {
 	if equality.Semantic.DeepEqual(before, noExecute(node.Spec.Taints)) {
 		return nil
 	}
-	var list corev1.PodList
-	// The image answers; it cannot fail but for a context that ended.
-	if err := c.deps.Client.List(context.Background(), &list, client.MatchingFields{"spec.nodeName": node.Name}); err != nil {
-		return nil
-	}
-	var requests []reconcile.Request
-	for i := range list.Items {
-		requests = append(requests, kit.RequestFor(&list.Items[i]))
-	}
-	return requests
+	everyPod := func(*corev1.Pod) bool { return true }
+	return kit.Where(c.deps, &corev1.PodList{}, everyPod, client.MatchingFields{"spec.nodeName": node.Name})
 }
 
 // onPod requests a pod that came to a node, or whose tolerations changed.
