@@ -13,6 +13,7 @@ import (
 	"barque.dev/internal/auth"
 	"barque.dev/internal/auth/rbac"
 	barqueclient "barque.dev/internal/client"
+	"barque.dev/internal/cluster/detect"
 	"barque.dev/internal/cluster/vip"
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/store"
@@ -64,12 +65,15 @@ func (s *Server) roleAggregation(c barqueclient.Client) controllers.Controller {
 	}
 }
 
+// Without this the virtual IP's holder could be taken for gone before it falls silent.
+const _ = uint(detect.Silence - vip.Good)
+
 // vipPoll is how often a server that leads checks its store's health; of leadership it is told.
 const vipPoll = 100 * time.Millisecond
 
 // runVIP holds the virtual IP while this server leads and its store is well.
 func (s *Server) runVIP(ctx context.Context, ready func()) error {
-	ip, err := vip.New(vip.Config{Address: s.cfg.VIP, Log: s.cfg.Log})
+	ip, err := vip.New(vip.Config{Address: s.cfg.VIP, Confirm: s.leadership.Confirm, Log: s.cfg.Log})
 	if err != nil {
 		return err
 	}

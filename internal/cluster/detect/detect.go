@@ -51,17 +51,19 @@ type Config struct {
 	// URL, and that URL's port plus one.
 	AddressOf func(etcd.MemberInfo) (string, error)
 
-	// Interval (20 ms) is between echoes; Silence (100 ms) is how long none is answered
-	// before the machine counts as gone. On a LAN less than 50 ms gains nothing.
+	// Interval (25 ms) is between echoes; Silence, by default the constant, is how long none is
+	// answered before the machine counts as gone. On a LAN less than 50 ms gains nothing.
 	Interval time.Duration
 	Silence  time.Duration
 
 	Log *slog.Logger
 }
 
+// Silence is how long a leader's machine answers no echo before its followers elect another.
+const Silence = 100 * time.Millisecond
+
 const (
-	defaultInterval = 20 * time.Millisecond
-	defaultSilence  = 100 * time.Millisecond
+	defaultInterval = 25 * time.Millisecond
 
 	// firstCampaign is given to the others to forget the leader too; each rank waits
 	// rankPause more, which is longer than a campaign takes.
@@ -94,7 +96,7 @@ func New(cfg Config) (*Detector, error) {
 		cfg.Interval = defaultInterval
 	}
 	if cfg.Silence == 0 {
-		cfg.Silence = defaultSilence
+		cfg.Silence = Silence
 	}
 	if cfg.Silence < 2*cfg.Interval {
 		return nil, fmt.Errorf("detector: a silence of %v is less than two intervals of %v", cfg.Silence, cfg.Interval)

@@ -5,24 +5,31 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"syscall"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 )
 
-// pinger sends ICMP echoes over IPv4. It is used by one goroutine; nothing blocks.
+// pinger sends ICMP echoes over IPv4. It is used by one goroutine; nothing blocks. Its socket is not
+// under Go's poller, which would wake for each packet although nobody waits for it: the
+// socket is read when there is something to decide.
 type pinger struct {
-	conn     *icmp.PacketConn
-	raw      syscall.RawConn
+	fd       int
 	datagram bool // the kernel's unprivileged kind of socket, which hides IP and ICMP headers' identifiers
 	id       uint16
 	buf      []byte
 }
 
-const icmpv4 = 1 // protocol number (RFC 792)
+const (
+	icmpv4 = 1 // protocol number (RFC 792)
+
+	// A raw socket gets every ICMP packet of the machine unless icmpFilter, a bit for each type that
+	// is not wanted, says otherwise (raw(7)).
+	icmpFilter = 1
+	onlyReply  = ^1
+)
 
 // newPinger opens a raw socket, or an unprivileged one where net.ipv4.ping_group_range allows.
 func newPinger() (*pinger, error) {
@@ -32,46 +39,37 @@ func newPinger() (*pinger, error) {
 		return nil, err
 	}
 	p.id = binary.BigEndian.Uint16(id[:])
-	conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+	const flags = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|flags, unix.IPPROTO_ICMP)
+	if err == nil {
+		if err = unix.SetsockoptInt(fd, unix.SOL_RAW, icmpFilter, onlyReply); err != nil {
+			_ = unix.Close(fd)
+		}
+	}
 	if err != nil {
 		var derr error
-		if conn, derr = icmp.ListenPacket("udp4", "0.0.0.0"); derr != nil {
+		if fd, derr = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|flags, unix.IPPROTO_ICMP); derr != nil {
 			return nil, fmt.Errorf("open socket for ICMP: %w", errors.Join(err, derr))
 		}
 		p.datagram = true
 	}
-	p.conn = conn
-	sc, ok := conn.IPv4PacketConn().PacketConn.(syscall.Conn)
-	if !ok {
-		conn.Close()
-		return nil, errors.New("open socket for ICMP: it has no descriptor")
-	}
-	if p.raw, err = sc.SyscallConn(); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("open socket for ICMP: %w", err)
-	}
+	p.fd = fd
 	return p, nil
 }
 
-func (p *pinger) close() { p.conn.Close() }
+func (p *pinger) close() { _ = unix.Close(p.fd) }
 
 // target is one host that gets echoes. Its token tells its answers from those of earlier targets
 // and other processes.
 type target struct {
 	pinger *pinger
-	dst    net.Addr
+	dst    unix.SockaddrInet4
 	token  [8]byte
 	seq    uint16
 }
 
 func (p *pinger) target(addr netip.Addr) *target {
-	t := &target{pinger: p}
-	ip := net.IP(addr.AsSlice())
-	if p.datagram {
-		t.dst = &net.UDPAddr{IP: ip}
-	} else {
-		t.dst = &net.IPAddr{IP: ip}
-	}
+	t := &target{pinger: p, dst: unix.SockaddrInet4{Addr: addr.As4()}}
 	_, _ = rand.Read(t.token[:]) // never fails on Linux
 	return t
 }
@@ -84,26 +82,19 @@ func (t *target) send() {
 	if err != nil {
 		return
 	}
-	_, _ = t.pinger.conn.WriteTo(b, t.dst)
+	_ = unix.Sendto(t.pinger.fd, b, 0, &t.dst)
 }
 
 // replies counts the answers that wait in the socket, without waiting for more.
 func (t *target) replies() int {
 	n := 0
 	for {
-		size := -1
-		err := t.pinger.raw.Read(func(fd uintptr) bool {
-			var err error
-			size, _, err = syscall.Recvfrom(int(fd), t.pinger.buf, syscall.MSG_DONTWAIT)
-			if err != nil {
-				size = -1
-			}
-			return true
-		})
-		if err != nil || size < 0 {
+		size, _, err := unix.Recvfrom(t.pinger.fd, t.pinger.buf, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
 			return n
-		}
-		if t.matches(t.pinger.buf[:size]) {
+		case t.matches(t.pinger.buf[:size]):
 			n++
 		}
 	}

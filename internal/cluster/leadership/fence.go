@@ -46,6 +46,11 @@ func parseFence(value string) (fence, error) {
 	return fence{term: term, transitions: int32(transitions), holder: parts[2]}, nil
 }
 
+// stands tells whether what was found at the key is the fence that was put at a revision.
+func stands(found []*mvccpb.KeyValue, createRevision int64) bool {
+	return len(found) == 1 && found[0].CreateRevision == createRevision
+}
+
 // A step is what a leader does next to hold the fence.
 type step int
 

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 )
@@ -55,19 +57,23 @@ type Leadership struct {
 	elector elector
 
 	mu      sync.Mutex
-	leading bool
-	changed chan struct{} // closed when leading changes
+	tenure  *tenure       // nil while another server leads
+	changed chan struct{} // closed when tenure changes
 }
 
 // An elector waits until this server leads.
 type elector interface {
 	campaign(ctx context.Context) (*tenure, error)
+	// fence reads the key at a moment after the call, of which a majority knows.
+	fence(ctx context.Context, key string) ([]*mvccpb.KeyValue, error)
 }
 
 // tenure is one period of leading.
 type tenure struct {
 	ctx         context.Context // ends when leadership is lost
+	lose        context.CancelCauseFunc
 	fence       store.Fence
+	since       time.Time // the fence stood at some moment after; zero when that isn't known
 	transitions int32
 	end         func() // gives leadership's resources back, once the work has stopped
 }
@@ -95,7 +101,7 @@ func New(cfg Config) (*Leadership, error) {
 func (l *Leadership) Leading() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.leading
+	return l.tenure != nil
 }
 
 // Changed is closed when what Leading tells changes; ask for it before Leading.
@@ -105,10 +111,36 @@ func (l *Leadership) Changed() <-chan struct{} {
 	return l.changed
 }
 
-func (l *Leadership) setLeading(leading bool) {
+// Confirm returns a moment, no earlier than since, after which this server still led: the fence stood,
+// so that no other can have taken over before that moment. It asks a majority unless it knows of such a moment.
+// A server that finds its fence gone leads no longer from then on.
+func (l *Leadership) Confirm(ctx context.Context, since time.Time) (time.Time, error) {
+	l.mu.Lock()
+	t := l.tenure
+	l.mu.Unlock()
+	if t == nil || t.ctx.Err() != nil {
+		return time.Time{}, errLost
+	}
+	if !t.since.Before(since) {
+		return t.since, nil
+	}
+	asked := time.Now()
+	found, err := l.elector.fence(ctx, t.fence.Key)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("confirm leadership: %w", err)
+	}
+	if !stands(found, t.fence.CreateRevision) {
+		err := errFenceTaken(t.fence.Key)
+		t.lose(err)
+		return time.Time{}, err
+	}
+	return asked, nil
+}
+
+func (l *Leadership) setTenure(t *tenure) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leading = leading
+	l.tenure = t
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -136,13 +168,13 @@ func (l *Leadership) Follow(ctx context.Context, lead func(ctx context.Context) 
 func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 	log := l.cfg.Log.With("transitions", t.transitions)
 	log.Info("this server leads", "fence", t.fence.CreateRevision)
-	l.setLeading(true)
+	l.setTenure(t)
 	ctx := store.WithFence(t.ctx, t.fence)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		// At once, not when the work has stopped: who asks must not take this server for the leader.
 		<-ctx.Done()
-		l.setLeading(false)
+		l.setTenure(nil)
 	})
 	if l.cfg.Publish != nil {
 		wg.Go(func() { l.publish(ctx, t.transitions) })

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -53,6 +54,7 @@ func (e *leaseElector) campaign(ctx context.Context) (*tenure, error) {
 	}()
 	return &tenure{
 		ctx:         lead,
+		lose:        cancel,
 		fence:       store.Fence{Key: election.Key(), CreateRevision: election.Rev()},
 		transitions: transitions,
 		end: func() {
@@ -61,6 +63,15 @@ func (e *leaseElector) campaign(ctx context.Context) (*tenure, error) {
 			e.close(session)
 		},
 	}, nil
+}
+
+// fence implements elector.
+func (e *leaseElector) fence(ctx context.Context, key string) ([]*mvccpb.KeyValue, error) {
+	resp, err := e.client.Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Kvs, nil
 }
 
 // close revokes the session's lease, and with it the election's key. It has its own deadline,

@@ -31,7 +31,7 @@ type raftElector struct {
 const (
 	// lossPoll is how often a leader looks whether it still is: raft tells of new leaders,
 	// not of the loss of one.
-	lossPoll = 20 * time.Millisecond
+	lossPoll = 100 * time.Millisecond
 	// fencePoll is how often it looks whether somebody took its fence.
 	fencePoll = time.Second
 	// followPoll is how often a follower looks, beside being told.
@@ -72,6 +72,7 @@ func (e *raftElector) campaign(ctx context.Context) (*tenure, error) {
 
 	tctx, stop := context.WithTimeout(lead, takeTimeout)
 	defer stop()
+	began := time.Now()
 	mine, createRevision, err := e.take(tctx)
 	if err != nil {
 		end()
@@ -80,6 +81,8 @@ func (e *raftElector) campaign(ctx context.Context) (*tenure, error) {
 	taken <- createRevision
 	return &tenure{
 		ctx:         lead,
+		lose:        cancel,
+		since:       began,
 		fence:       store.Fence{Key: e.key, CreateRevision: createRevision},
 		transitions: mine.transitions,
 		end:         end,
@@ -185,5 +188,14 @@ func (e *raftElector) watch(ctx context.Context, cancel context.CancelCauseFunc,
 // holds looks at what this member has applied, which may be old but never goes back.
 func (e *raftElector) holds(ctx context.Context, createRevision int64) bool {
 	resp, err := e.raft.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(e.key), Serializable: true})
-	return err != nil || (len(resp.Kvs) == 1 && resp.Kvs[0].CreateRevision == createRevision)
+	return err != nil || stands(resp.Kvs, createRevision)
+}
+
+// fence implements elector.
+func (e *raftElector) fence(ctx context.Context, key string) ([]*mvccpb.KeyValue, error) {
+	resp, err := e.raft.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(key)})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Kvs, nil
 }

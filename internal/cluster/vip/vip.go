@@ -8,9 +8,24 @@
 // hears of, and the next start removes it.
 //
 // One server holds it: the one that leads and is ready. Who that is the caller says, in the
-// function it gives to [IP.Run]. Should two ever claim it (a leader that does not know yet that
-// it was deposed), they see each other's announcements: each tells so in its log, and announces
-// again only while its lead lasts, which raft bounds.
+// function it gives to [IP.Run].
+//
+// # Invariant
+//
+// A frame that claims the address leaves a holder less than [Good] after a question that a
+// majority has answered: you lead. Who can't show that is silent, before anything else:
+//
+//   - A holder that is cut off gets no answer. The members that gave it the last one notice the cut
+//     no sooner than that, and elect nobody before they have heard nothing for at least Good
+//     (detect.Silence). So the holder is silent before its successor may take the address.
+//   - A holder that was frozen, or whose disk hangs, finds its last answer too old when it wakes, asks
+//     anew, and learns that it leads no longer. What asked for the address meanwhile stays unanswered.
+//   - A holder that hears somebody else's claim forgets its last answer, and asks before it says another
+//     word. So where leadership passes without a silence, by a planned handover or a wrong suspicion, the
+//     old claim ends when the new one is heard, and in any case within Good.
+//
+// What remains is a process that is stopped between its look at the clock and the system call that
+// follows: one frame.
 package vip
 
 import (
@@ -38,6 +53,9 @@ const (
 	conflictPause = time.Second
 )
 
+// Good is for how long after the question a majority's answer that this server leads may be relied on.
+const Good = 100 * time.Millisecond
+
 // burst is when a new holder announces, after the first time at once: a single frame may be
 // lost.
 func burst() []time.Duration {
@@ -50,7 +68,10 @@ type Config struct {
 	Address netip.Addr
 	// Link is the interface to hold it on; empty finds the one whose network has Address.
 	Link string
-	Log  *slog.Logger
+	// Confirm asks a majority whether this server may hold the address, and returns the moment of the
+	// question; or, without asking, that of an earlier one that was not before since.
+	Confirm func(ctx context.Context, since time.Time) (asked time.Time, err error)
+	Log     *slog.Logger
 }
 
 // IP is a virtual IP on this machine. It is safe for concurrent use.
@@ -78,6 +99,9 @@ func New(config Config) (*IP, error) {
 	hw, ok := hardware(link.HardwareAddr)
 	if !ok {
 		return nil, fmt.Errorf("virtual IP %s: the interface %s is no Ethernet", config.Address, link.Name)
+	}
+	if config.Confirm == nil {
+		return nil, fmt.Errorf("virtual IP %s: nothing confirms who may hold it", config.Address)
 	}
 	return &IP{config: config, link: link, hw: hw}, nil
 }
@@ -144,13 +168,14 @@ func (v *IP) hold(ctx context.Context) error {
 	v.held.Store(true)
 	log := v.config.Log.With("address", v.config.Address, "link", v.link.Name)
 	log.Info("holding virtual IP")
+	t := &tenure{IP: v, socket: socket, right: &right{confirm: v.config.Confirm, log: log}, log: log}
 	listened := make(chan error, 1)
 	go func() {
 		defer close(listened)
-		listened <- v.listen(socket, log)
+		listened <- t.listen(ctx)
 	}()
-	v.announce(socket, log)
-	err = v.repeat(ctx, socket, listened, log)
+	t.announce(ctx)
+	err = t.repeat(ctx, listened)
 	v.held.Store(false)
 	socket.close()
 	for range listened {
@@ -161,8 +186,16 @@ func (v *IP) hold(ctx context.Context) error {
 	return err
 }
 
+// tenure is one period of holding the address.
+type tenure struct {
+	*IP
+	socket *arpSocket
+	right  *right
+	log    *slog.Logger
+}
+
 // repeat announces until ctx ends or the listener fails.
-func (v *IP) repeat(ctx context.Context, socket *arpSocket, listened <-chan error, log *slog.Logger) error {
+func (t *tenure) repeat(ctx context.Context, listened <-chan error) error {
 	pauses := burst()
 	timer := time.NewTimer(pauses[0])
 	defer timer.Stop()
@@ -171,10 +204,10 @@ func (v *IP) repeat(ctx context.Context, socket *arpSocket, listened <-chan erro
 		case <-ctx.Done():
 			return nil
 		case err := <-listened:
-			return fmt.Errorf("hold virtual IP %s: %w", v.config.Address, err)
+			return fmt.Errorf("hold virtual IP %s: %w", t.config.Address, err)
 		case <-timer.C:
 		}
-		v.announce(socket, log)
+		t.announce(ctx)
 		if n < len(pauses) {
 			timer.Reset(pauses[n])
 		} else {
@@ -183,21 +216,28 @@ func (v *IP) repeat(ctx context.Context, socket *arpSocket, listened <-chan erro
 	}
 }
 
-func (v *IP) announce(socket *arpSocket, log *slog.Logger) {
-	for _, frame := range announcements(v.config.Address, v.hw) {
-		if err := socket.write(frame); err != nil {
-			log.Warn("announcing virtual IP", "error", err)
-			return
-		}
+func (t *tenure) announce(ctx context.Context) {
+	for _, frame := range announcements(t.config.Address, t.hw) {
+		t.send(ctx, frame)
+	}
+}
+
+// send sends a frame that claims the address, if this server still may.
+func (t *tenure) send(ctx context.Context, frame []byte) {
+	if !t.right.stands(ctx) {
+		return
+	}
+	if err := t.socket.write(frame); err != nil && ctx.Err() == nil {
+		t.log.Warn("speaking for the virtual IP", "error", err)
 	}
 }
 
 // listen answers for the address until the socket is closed.
-func (v *IP) listen(socket *arpSocket, log *slog.Logger) error {
+func (t *tenure) listen(ctx context.Context) error {
 	buffer := make([]byte, 128)
 	var told time.Time
 	for {
-		n, err := socket.read(buffer)
+		n, err := t.socket.read(buffer)
 		if err != nil {
 			return err
 		}
@@ -205,17 +245,16 @@ func (v *IP) listen(socket *arpSocket, log *slog.Logger) error {
 		if err != nil {
 			continue
 		}
-		switch react(p, v.config.Address, v.hw) {
+		switch react(p, t.config.Address, t.hw) {
 		case answer:
-			if err := socket.write(reply(p, v.config.Address, v.hw)); err != nil {
-				log.Warn("answering for virtual IP", "error", err)
-			}
+			t.send(ctx, reply(p, t.config.Address, t.hw))
 		case conflict:
-			v.conflicts.Add(1)
+			t.conflicts.Add(1)
+			t.right.doubt()
 			if now := time.Now(); now.Sub(told) >= conflictPause {
 				told = now
-				log.Warn("somebody else claims the virtual IP", "by", net.HardwareAddr(p.senderHW[:]).String())
-				v.announce(socket, log)
+				t.log.Warn("somebody else claims the virtual IP", "by", net.HardwareAddr(p.senderHW[:]).String())
+				t.announce(ctx)
 			}
 		case ignore:
 		}

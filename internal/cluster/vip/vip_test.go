@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +28,7 @@ import (
 
 const (
 	helperEnv = "BARQUE_TEST_VIP_MACHINE"
+	leaderEnv = "BARQUE_TEST_VIP_LEADER"
 	address   = "10.99.0.50"
 	port      = "7000"
 )
@@ -43,7 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 // machineMain is a server: it answers on its port with its own address, and holds the virtual
-// IP from "hold" to "release" on its standard input.
+// IP from "hold" to "release" on its standard input. Its majority is a file that names who leads.
 func machineMain(own string) error {
 	input := bufio.NewScanner(os.Stdin)
 	input.Scan() // "go": the link is there
@@ -64,7 +67,18 @@ func machineMain(own string) error {
 			_ = conn.Close()
 		}
 	}()
-	v, err := New(Config{Address: netip.MustParseAddr(address)})
+	var refusals atomic.Int64
+	v, err := New(Config{Address: netip.MustParseAddr(address), Confirm: func(context.Context, time.Time) (time.Time, error) {
+		asked := time.Now()
+		leader, err := os.ReadFile(os.Getenv(leaderEnv))
+		if err == nil && string(leader) != own {
+			err = fmt.Errorf("%s leads", leader)
+		}
+		if err != nil {
+			refusals.Add(1)
+		}
+		return asked, err
+	}})
 	if err != nil {
 		return err
 	}
@@ -85,6 +99,9 @@ func machineMain(own string) error {
 				stop()
 			case "conflicts":
 				fmt.Println(v.Conflicts())
+				continue
+			case "refusals":
+				fmt.Println(refusals.Load())
 				continue
 			}
 			fmt.Println(input.Text())
@@ -117,8 +134,9 @@ func up(link, address string) error {
 
 // inNetwork runs f on a thread of its own in a new network namespace, with a bridge that is
 // also the client. Everything in it goes away with the thread and the processes it started.
-func inNetwork(t *testing.T, f func()) {
+func inNetwork(t testing.TB, f func(network)) {
 	t.Helper()
+	n := network{t, filepath.Join(t.TempDir(), "leader")}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -136,14 +154,35 @@ func inNetwork(t *testing.T, f func()) {
 			t.Error(err)
 			return
 		}
-		f()
+		f(n)
 	}()
 	<-done
 }
 
+// network is where machines are plugged in.
+type network struct {
+	t      testing.TB
+	leader string // the file that names the leader
+}
+
+// elect makes a machine the leader, whether it knows or not.
+func (n network) elect(m *machine) {
+	if err := os.WriteFile(n.leader+".new", []byte(m.own), 0o600); err != nil {
+		panic(err)
+	}
+	if err := os.Rename(n.leader+".new", n.leader); err != nil {
+		panic(err)
+	}
+}
+
+// hold elects a machine and lets it take the address.
+func (n network) hold(m *machine) {
+	n.elect(m)
+	m.do("hold")
+}
+
 // machine is a process in a network namespace of its own that is on the bridge.
 type machine struct {
-	t      *testing.T
 	own    string
 	cmd    *exec.Cmd
 	in     io.WriteCloser
@@ -151,10 +190,10 @@ type machine struct {
 	nsFile *os.File // keeps the namespace when the process is killed
 }
 
-func newMachine(t *testing.T, n int) *machine {
-	t.Helper()
-	m := &machine{t: t, own: fmt.Sprintf("10.99.0.%d", n), cmd: exec.Command("/proc/self/exe")}
-	m.cmd.Env = append(os.Environ(), helperEnv+"="+m.own)
+func (net network) machine(n int) *machine {
+	net.t.Helper()
+	m := &machine{own: fmt.Sprintf("10.99.0.%d", n), cmd: exec.Command("/proc/self/exe")}
+	m.cmd.Env = append(os.Environ(), helperEnv+"="+m.own, leaderEnv+"="+net.leader)
 	m.cmd.Stderr = os.Stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
 	var err error
@@ -213,6 +252,17 @@ func (m *machine) expect(word string) {
 	}
 }
 
+// count asks the machine for a number.
+func (m *machine) count(word string) int {
+	m.say(word)
+	m.out.Scan()
+	n, err := strconv.Atoi(m.out.Text())
+	if err != nil {
+		panic(fmt.Sprintf("machine %s counts %q: %v", m.own, word, err))
+	}
+	return n
+}
+
 func (m *machine) do(word string) { m.say(word); m.expect(word) }
 
 func (m *machine) kill() {
@@ -238,7 +288,7 @@ func ask(timeout time.Duration) (string, error) {
 }
 
 // until asks until the machine answers, and says how long that took.
-func until(t *testing.T, own string) time.Duration {
+func until(t testing.TB, own string) time.Duration {
 	t.Helper()
 	start := time.Now()
 	for {
@@ -254,16 +304,17 @@ func until(t *testing.T, own string) time.Duration {
 }
 
 func TestMovesWhenTheHolderIsKilled(t *testing.T) {
-	inNetwork(t, func() {
-		one, two := newMachine(t, 1), newMachine(t, 2)
+	inNetwork(t, func(n network) {
+		one, two := n.machine(1), n.machine(2)
 		defer one.close()
 		defer two.close()
 		if who, err := ask(200 * time.Millisecond); err == nil {
 			t.Errorf("nobody holds the address, but %s answers", who)
 		}
-		one.do("hold")
+		n.hold(one)
 		until(t, one.own)
 		one.kill() // the address stays on its loopback interface
+		n.elect(two)
 		two.say("hold")
 		gap := until(t, two.own)
 		two.expect("hold")
@@ -284,34 +335,33 @@ func TestMovesWhenTheHolderIsKilled(t *testing.T) {
 }
 
 func TestMovesByRelease(t *testing.T) {
-	inNetwork(t, func() {
-		one, two := newMachine(t, 1), newMachine(t, 2)
+	inNetwork(t, func(n network) {
+		one, two := n.machine(1), n.machine(2)
 		defer one.close()
 		defer two.close()
-		one.do("hold")
+		n.hold(one)
 		until(t, one.own)
 		for range 3 {
 			one.do("release")
-			two.do("hold")
+			n.hold(two)
 			until(t, two.own)
 			two.do("release")
-			one.do("hold")
+			n.hold(one)
 			until(t, one.own)
 		}
 	})
 }
 
 func TestConflictIsNoticed(t *testing.T) {
-	inNetwork(t, func() {
-		one, two := newMachine(t, 1), newMachine(t, 2)
+	inNetwork(t, func(n network) {
+		one, two := n.machine(1), n.machine(2)
 		defer one.close()
 		defer two.close()
-		one.do("hold")
-		two.do("hold")
+		n.hold(one)
+		n.hold(two)
 		deadline := time.Now().Add(20 * time.Second)
 		for {
-			one.say("conflicts")
-			if one.out.Scan() && one.out.Text() != "0" {
+			if one.count("conflicts") > 0 {
 				return
 			}
 			if time.Now().After(deadline) {
@@ -342,6 +392,7 @@ func flushNeighbours() error {
 }
 
 func TestNewErrors(t *testing.T) {
+	confirm := func(context.Context, time.Time) (time.Time, error) { return time.Now(), nil }
 	for name, config := range map[string]Config{
 		"IPv6":         {Address: netip.MustParseAddr("fd00::1")},
 		"none":         {},
@@ -350,6 +401,7 @@ func TestNewErrors(t *testing.T) {
 		"no such link": {Address: netip.MustParseAddr("10.0.0.1"), Link: "nope0"},
 		"no Ethernet":  {Address: netip.MustParseAddr("10.0.0.1"), Link: "lo"},
 	} {
+		config.Confirm = confirm
 		if _, err := New(config); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -401,19 +453,19 @@ func TestReact(t *testing.T) {
 // BenchmarkGap measures how long a client at the virtual IP is without a server after kill -9
 // of the holder's process, when the next holder is told at once.
 func BenchmarkGap(b *testing.B) {
-	var total atomic.Int64
+	var total time.Duration
 	for b.Loop() {
-		t := &testing.T{}
-		inNetwork(t, func() {
-			one, two := newMachine(t, 1), newMachine(t, 2)
+		inNetwork(b, func(n network) {
+			one, two := n.machine(1), n.machine(2)
 			defer one.close()
 			defer two.close()
-			one.do("hold")
-			until(t, one.own)
+			n.hold(one)
+			until(b, one.own)
 			one.kill()
+			n.elect(two)
 			two.say("hold")
-			total.Add(int64(until(t, two.own)))
+			total += until(b, two.own)
 		})
 	}
-	b.ReportMetric(float64(total.Load())/float64(b.N)/1e6, "ms/gap")
+	b.ReportMetric(float64(total)/float64(b.N)/1e6, "ms/gap")
 }
