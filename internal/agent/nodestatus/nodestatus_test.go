@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -100,17 +101,8 @@ func TestReporter(t *testing.T) {
 		return false, nil, nil
 	})
 	rt := critest.New("a")
-	r, err := nodestatus.New(nodestatus.Config{
-		Client: client, NodeName: "n", Addresses: []string{"192.0.2.1"}, Hostname: "n", Runtime: rt, Images: rt, Dir: t.TempDir(), Port: 10250, MaxPods: 110,
-		Version: "v1", Reserved: nodestatus.DefaultReserved(), Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	registered, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- r.Run(ctx, func() { close(registered) }) }()
-	<-registered
+	r := newReporter(t, client, rt)
+	run(t, r)
 	sent := patches.Load()
 	r.Wake()
 	r.Wake()
@@ -137,10 +129,58 @@ func TestReporter(t *testing.T) {
 		_, err := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
 		return err == nil
 	})
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+}
+
+// TestAnAnswerFromBeforeALossDoesNotHideIt: the node is deleted while an answer that still has it
+// is on its way.
+func TestAnAnswerFromBeforeALossDoesNotHideIt(t *testing.T) {
+	client := fake.NewClientset()
+	rt := critest.New("a")
+	r := newReporter(t, client, rt)
+	nodes := corev1.SchemeGroupVersion.WithResource("nodes")
+	var once sync.Once
+	client.PrependReactor("patch", "nodes", func(clienttesting.Action) (handled bool, answer runtime.Object, err error) {
+		once.Do(func() {
+			handled = true
+			if answer, err = client.Tracker().Get(nodes, "", "n"); err == nil {
+				err = client.Tracker().Delete(nodes, "", "n")
+			}
+			r.Lost() // the watch is faster than the answer
+		})
+		return handled, answer, err
+	})
+	run(t, r)
+	eventually(t, "registered again", func() bool {
+		_, err := client.Tracker().Get(nodes, "", "n")
+		return err == nil
+	})
+}
+
+func newReporter(t *testing.T, client *fake.Clientset, rt *critest.Runtime) *nodestatus.Reporter {
+	t.Helper()
+	r, err := nodestatus.New(nodestatus.Config{
+		Client: client, NodeName: "n", Addresses: []string{"192.0.2.1"}, Hostname: "n", Runtime: rt, Images: rt, Dir: t.TempDir(), Port: 10250, MaxPods: 110,
+		Version: "v1", Reserved: nodestatus.DefaultReserved(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	return r
+}
+
+// run runs the reporter until the test ends, and returns when it has registered the node.
+func run(t *testing.T, r *nodestatus.Reporter) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	registered, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- r.Run(ctx, func() { close(registered) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-registered
 }
 
 func eventually(t *testing.T, what string, f func() bool) {
