@@ -26,6 +26,7 @@ import (
 	"barque.dev/internal/controllers/namespace"
 	"barque.dev/internal/controllers/nodeipam"
 	"barque.dev/internal/controllers/nodelifecycle"
+	"barque.dev/internal/controllers/noderole"
 	"barque.dev/internal/controllers/podgc"
 	"barque.dev/internal/controllers/replicaset"
 	"barque.dev/internal/controllers/rootca"
@@ -56,6 +57,8 @@ type Cluster struct {
 	// not run twice.
 	Witness    nodelifecycle.Witness
 	FenceAfter time.Duration
+	// Servers names the nodes that are servers.
+	Servers noderole.Servers
 	// Prober finds out which servers can be reached.
 	Prober kubernetes.Prober
 }
@@ -82,6 +85,7 @@ func All(deps Deps, c Cluster) []Controller {
 		serviceaccount.New(deps),
 		rootca.New(deps, c.RootCA),
 		nodeipam.New(deps, c.PodCIDR),
+		noderole.New(deps, c.Servers),
 		nodelifecycle.New(deps, c.Witness, c.FenceAfter),
 		tainteviction.New(deps),
 		podgc.New(deps),

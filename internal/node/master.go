@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -24,7 +22,6 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/admission"
-	"barque.dev/internal/apiserver"
 	"barque.dev/internal/client"
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/liveness"
@@ -55,7 +52,7 @@ func (s *Server) openLoops(context.Context) (err error) {
 		Client: own, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
 	}, controllers.Cluster{
 		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
-		Witness: s.tracker, Prober: s.tracker, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
+		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
 	})
 	all = append(all, s.roleAggregation(own))
 	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{
@@ -158,41 +155,6 @@ func (s *Server) caller(r *http.Request) *x509.Certificate {
 		return nil
 	}
 	return cert
-}
-
-// servers lists the servers by their identity leases, those that were cut short included: a
-// server that does not answer must count as one that was asked.
-func (s *Server) servers() []liveness.Peer {
-	var leases coordinationv1.LeaseList
-	err := s.client.List(context.Background(), &leases, ctrlclient.InNamespace(apiserver.LeaseNamespace),
-		ctrlclient.MatchingLabels{apiserver.LeaseLabel: apiserver.LeaseLabelValue})
-	if err != nil {
-		return nil
-	}
-	var peers []liveness.Peer
-	for i := range leases.Items {
-		l := &leases.Items[i]
-		address := l.Annotations[apiserver.AddressAnnotation]
-		if address == "" {
-			continue
-		}
-		peers = append(peers, liveness.Peer{
-			Name: strings.TrimPrefix(l.Name, apiserver.LeasePrefix), URL: "https://" + address,
-		})
-	}
-	return peers
-}
-
-func (s *Server) peers() []liveness.Peer {
-	return slices.DeleteFunc(s.servers(), func(p liveness.Peer) bool { return p.Name == s.cfg.NodeName })
-}
-
-func (s *Server) serverURLs() []string {
-	urls := []string{"https://" + net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSPort))}
-	for _, p := range s.peers() {
-		urls = append(urls, p.URL)
-	}
-	return urls
 }
 
 // defaultObjects are what every cluster has besides roles.
