@@ -35,9 +35,10 @@ func TestKubectlGet(t *testing.T) {
 		{`^No resources found in ` + k.ns + ` namespace.\n$`, []string{"get", "pods", "-l", "app!=web"}},
 		{`^pod/` + pods[1] + "\n$", []string{"get", "pods", "-o", "name", "--field-selector", "metadata.name=" + pods[1] + ",status.phase=Running"}},
 		{`^configmap/settings\n$`, []string{"get", "cm", "-o", "name", "--field-selector=metadata.name!=kube-root-ca.crt"}},
-		{`server-1 +Ready.* v1\.37\.\d+\S* +10\.\d+\.\d+\.\d+ .*containerd://`, []string{"get", "nodes", "-o", "wide"}},
+		{`server-1 +Ready +control-plane +\S+ +v1\.37\.\d+\S* +10\.\d+\.\d+\.\d+ .*containerd://`, []string{"get", "nodes", "-o", "wide"}},
 		{`(?s)managedFields:.*manager: kubectl-client-side-apply`, []string{"get", "deploy", "web", "-o", "yaml", "--show-managed-fields"}},
 		{`(?m)^replicas: 2$`, []string{"get", "deploy", "web", "--subresource=scale", "-o", "jsonpath=replicas: {.spec.replicas}"}},
+		{`(?m)^NAME +DESIRED +AVAILABLE +AGE\nweb +2 +2 +\d+s$`, []string{"get", "deploy", "web", "--subresource=scale"}},
 	}
 	for _, tt := range tests {
 		k.expect(tt.want, tt.args...)
