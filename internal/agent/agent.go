@@ -45,9 +45,7 @@ import (
 
 	"barque.dev/internal/agent/cgroup"
 	"barque.dev/internal/agent/cri"
-	"barque.dev/internal/agent/image"
 	"barque.dev/internal/agent/live"
-	"barque.dev/internal/agent/logs"
 	"barque.dev/internal/agent/nodestatus"
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/server"
@@ -292,17 +290,6 @@ func (a *Agent) newServer() (*server.Server, error) {
 		NodeName: a.NodeName, Listener: listener, TLS: config, Authenticator: authn, Authorizer: authz,
 		Pods: a.parts.workers.Pods, Facts: a.node.Facts, Runtime: a.Runtime, Metrics: a.Metrics, Log: a.Log,
 	})
-}
-
-// rotation, thresholds and intervals of housekeeping.
-const (
-	houseInterval = 10 * time.Second
-	orphanEvery   = 6  // houseIntervals
-	imagesEvery   = 30 // houseIntervals
-)
-
-func defaults() (logs.Rotation, image.Thresholds) {
-	return logs.DefaultRotation(), image.DefaultThresholds()
 }
 
 var _ worker.Cgroups = (*cgroup.Tree)(nil)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kubelettypes "k8s.io/kubelet/pkg/types"
 )
 
@@ -41,6 +43,16 @@ func PodLabels(pod *corev1.Pod) map[string]string {
 	labels[kubelettypes.KubernetesPodNamespaceLabel] = pod.Namespace
 	labels[kubelettypes.KubernetesPodUIDLabel] = string(pod.UID)
 	return labels
+}
+
+// LabelledPod returns the pod that the labels of a sandbox or a container name: its name, namespace
+// and UID, which is empty if the labels are not an agent's.
+func LabelledPod(labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name:      labels[kubelettypes.KubernetesPodNameLabel],
+		Namespace: labels[kubelettypes.KubernetesPodNamespaceLabel],
+		UID:       types.UID(labels[kubelettypes.KubernetesPodUIDLabel]),
+	}}
 }
 
 // ContainerLabels returns the labels of one of a pod's containers.

@@ -2,10 +2,7 @@ package logs_test
 
 import (
 	"bytes"
-	"compress/gzip"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,51 +20,6 @@ func write(t *testing.T, path string, lines ...string) {
 	}
 	if err := os.WriteFile(path, []byte(b.String()), 0o640); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestRotate(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "0.log")
-	r := logs.Rotation{MaxSize: 10, MaxFiles: 3}
-	now := time.Unix(1_700_000_000, 0)
-	for i := range 6 {
-		write(t, path, fmt.Sprintf("generation %d", i))
-		now = now.Add(time.Second)
-		if err := r.Rotate(path, now, func() error { return os.WriteFile(path, nil, 0o640) }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	files, err := filepath.Glob(path + "*")
-	if err != nil || len(files) != 3 {
-		t.Fatalf("files %v, %v", files, err)
-	}
-	f, err := os.Open(files[1])
-	if err != nil || !strings.HasSuffix(files[1], ".gz") {
-		t.Fatalf("%s: %v", files[1], err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if data, err := io.ReadAll(z); err != nil || !strings.Contains(string(data), "generation 4") {
-		t.Errorf("%q, %v", data, err)
-	}
-	// Small logs stay, and a runtime that does not reopen keeps its file.
-	write(t, path, "x")
-	r.MaxSize = 1 << 20
-	if err := r.Rotate(path, now, func() error { t.Error("reopened"); return nil }); err != nil {
-		t.Error(err)
-	}
-	r.MaxSize = 1
-	if err := r.Rotate(path, now, func() error { return errors.New("no") }); err == nil {
-		t.Error("no error")
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Error(err)
-	}
-	if err := r.Rotate(filepath.Join(t.TempDir(), "none"), now, nil); err != nil {
-		t.Error(err)
 	}
 }
 

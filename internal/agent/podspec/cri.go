@@ -34,6 +34,12 @@ func LogPath(container string, attempt int) string {
 	return filepath.Join(container, strconv.Itoa(attempt)+".log")
 }
 
+// ContainerLog is where the log of a container is that the runtime lists.
+func (n Node) ContainerLog(c *runtimeapi.Container) string {
+	m := c.GetMetadata()
+	return filepath.Join(n.LogDir(cri.LabelledPod(c.GetLabels())), LogPath(m.GetName(), int(m.GetAttempt())))
+}
+
 // SandboxConfig returns what the runtime is told about a pod's sandbox. cgroup is the pod's cgroup.
 func (n Node) SandboxConfig(pod *corev1.Pod, attempt uint32, cgroup string) (*runtimeapi.PodSandboxConfig, error) {
 	host, err := SandboxHostname(pod, n.DNS.Domain)

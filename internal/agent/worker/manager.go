@@ -17,12 +17,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	kubelettypes "k8s.io/kubelet/pkg/types"
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/image"
@@ -266,19 +264,12 @@ func (m *Manager) Adopt(ctx context.Context) error {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
 	for _, s := range list.GetItems() {
-		uid := types.UID(s.GetLabels()[kubelettypes.KubernetesPodUIDLabel])
+		orphan := cri.LabelledPod(s.GetLabels())
+		uid := orphan.UID
 		if uid == "" || m.Known(uid) {
 			continue
 		}
-		none := int64(0)
-		orphan := &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{
-				Name:      s.GetLabels()[kubelettypes.KubernetesPodNameLabel],
-				Namespace: s.GetLabels()[kubelettypes.KubernetesPodNamespaceLabel],
-				UID:       uid,
-			},
-			Spec: corev1.PodSpec{TerminationGracePeriodSeconds: &none},
-		}
+		orphan.Spec.TerminationGracePeriodSeconds = new(int64)
 		m.Log.Info("pod is gone, ending its containers", "pod", podspec.FullName(orphan), "uid", uid)
 		m.worker(orphan, true)
 	}

@@ -170,19 +170,6 @@ func (r *Runtime) Exit(name string, code int32) bool {
 	return false
 }
 
-// Backdate moves the times of all containers of that name into the past, as if time had passed.
-func (r *Runtime) Backdate(name string, by time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, c := range r.containers {
-		if c.config.GetMetadata().GetName() == name {
-			c.status.CreatedAt -= int64(by)
-			c.status.StartedAt -= int64(by)
-			c.status.FinishedAt -= int64(by)
-		}
-	}
-}
-
 // Config returns the configuration of the newest container of that name, or nil.
 func (r *Runtime) Config(name string) *runtimeapi.ContainerConfig {
 	r.mu.Lock()
@@ -510,9 +497,23 @@ func (r *Runtime) ContainerStatus(_ context.Context, in *runtimeapi.ContainerSta
 	return &runtimeapi.ContainerStatusResponse{Status: s}, nil
 }
 
-// ReopenContainerLog implements CRI.
-func (r *Runtime) ReopenContainerLog(context.Context, *runtimeapi.ReopenContainerLogRequest, ...grpc.CallOption) (*runtimeapi.ReopenContainerLogResponse, error) {
-	return &runtimeapi.ReopenContainerLogResponse{}, nil
+// ReopenContainerLog implements CRI: whatever is at the log's path is left alone, and a new file is
+// made if nothing is.
+func (r *Runtime) ReopenContainerLog(_ context.Context, in *runtimeapi.ReopenContainerLogRequest, _ ...grpc.CallOption) (*runtimeapi.ReopenContainerLogResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[in.GetContainerId()]
+	if c == nil {
+		return nil, notFound("container", in.GetContainerId())
+	}
+	if err := r.call("ReopenContainerLog", c.config.GetMetadata().GetName()); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(c.status.GetLogPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ReopenContainerLogResponse{}, f.Close()
 }
 
 // ExecSync implements CRI.
