@@ -1,0 +1,151 @@
+package testimages
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"barque.dev/internal/runtime/images"
+)
+
+// debian makes root file systems of Debian packages, by apt's own means: whatever apt is set up
+// to fetch from is used, and nothing is installed on this machine.
+type debian struct {
+	// dir keeps the packages, and the state of an apt to which nothing is installed.
+	dir string
+}
+
+// merged are the directories that live below /usr, since Debian's packages still name both.
+var merged = []string{"bin", "sbin", "lib", "lib64"}
+
+// useless are the parts of packages that no program reads.
+var useless = []string{"usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian", "usr/share/bug"}
+
+// install matches a line of `apt-get --simulate install`: package, version, architecture.
+var install = regexp.MustCompile(`(?m)^Inst (\S+) \((\S+) .*\[(\S+)\]`)
+
+// closure names the files of the packages and of all that they depend on, in the order that they
+// are to be unpacked, and fetches them.
+func (d debian) closure(ctx context.Context, packages []string) ([]string, error) {
+	if err := os.MkdirAll(filepath.Join(d.dir, "archives", "partial"), 0o755); err != nil {
+		return nil, fmt.Errorf("make a folder for packages: %w", err)
+	}
+	if err := os.WriteFile(d.status(), nil, 0o644); err != nil {
+		return nil, fmt.Errorf("make apt's state: %w", err)
+	}
+	plan, err := d.apt(ctx, "--simulate", packages)
+	if err != nil {
+		// A machine that never asked knows no packages.
+		if out, update := exec.CommandContext(ctx, "apt-get", "update").CombinedOutput(); update != nil {
+			return nil, errors.Join(err, fmt.Errorf("apt-get update: %w: %s", update, out))
+		}
+		if plan, err = d.apt(ctx, "--simulate", packages); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := d.apt(ctx, "--download-only", packages); err != nil {
+		return nil, err
+	}
+	return d.files(plan)
+}
+
+func (d debian) status() string { return filepath.Join(d.dir, "status") }
+
+// files reads apt's plan.
+func (d debian) files(plan []byte) ([]string, error) {
+	var files []string
+	for _, m := range install.FindAllSubmatch(plan, -1) {
+		name := fmt.Sprintf("%s_%s_%s.deb", m[1], strings.ReplaceAll(string(m[2]), ":", "%3a"), m[3])
+		files = append(files, filepath.Join(d.dir, "archives", name))
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("apt-get's plan names no packages: %s", plan)
+	}
+	return files, nil
+}
+
+// apt runs `apt-get install` as on a machine where nothing is installed.
+func (d debian) apt(ctx context.Context, mode string, packages []string) ([]byte, error) {
+	args := []string{
+		"-y", "-q", mode, "-o", "Dir::State::status=" + d.status(), "-o", "Dir::Cache::archives=" + filepath.Join(d.dir, "archives"),
+		"-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=true", "install",
+	}
+	out, err := exec.CommandContext(ctx, "apt-get", append(args, packages...)...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("apt-get install %s %s: %w: %s", mode, strings.Join(packages, " "), err, out)
+	}
+	return out, nil
+}
+
+// layer unpacks package files.
+func (d debian) layer(ctx context.Context, files []string) (images.Layer, error) {
+	root, err := os.MkdirTemp(d.dir, "root-")
+	if err != nil {
+		return nil, fmt.Errorf("make a root file system: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(root) }()
+	for _, name := range merged {
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "usr", name), 0o755), os.Symlink("usr/"+name, filepath.Join(root, name))); err != nil {
+			return nil, fmt.Errorf("make a root file system: %w", err)
+		}
+	}
+	for _, file := range files {
+		cmd := exec.CommandContext(ctx, "dpkg-deb", "-x", file, root)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("unpack %s: %w: %s", file, err, bytes.TrimSpace(out))
+		}
+	}
+	for _, name := range useless {
+		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
+			return nil, fmt.Errorf("thin out a root file system: %w", err)
+		}
+	}
+	return images.Files(os.DirFS(root))
+}
+
+// layers are the root file system of packages as two layers: that of base, which images share,
+// and the rest.
+func (d debian) layers(ctx context.Context, base, packages []string) ([]images.Layer, error) {
+	below, err := d.closure(ctx, base)
+	if err != nil {
+		return nil, err
+	}
+	all, err := d.closure(ctx, append(slices.Clone(base), packages...))
+	if err != nil {
+		return nil, err
+	}
+	lower, err := d.layer(ctx, below)
+	if err != nil {
+		return nil, err
+	}
+	above := slices.DeleteFunc(all, func(file string) bool { return slices.Contains(below, file) })
+	if len(above) == 0 {
+		return []images.Layer{lower}, nil
+	}
+	upper, err := d.layer(ctx, above)
+	if err != nil {
+		return nil, err
+	}
+	return []images.Layer{lower, withoutDirectories(upper, lower)}, nil
+}
+
+// withoutDirectories leaves out the directories and links that the layer below has: they would
+// hide nothing, but the owner and mode of what is below shall stay.
+func withoutDirectories(upper, lower images.Layer) images.Layer {
+	has := map[string]fs.FileMode{}
+	for _, f := range lower {
+		has[f.Path] = f.Mode.Type()
+	}
+	return slices.DeleteFunc(upper, func(f images.File) bool {
+		below, ok := has[f.Path]
+		return ok && f.Mode.Type() != 0 && below == f.Mode.Type()
+	})
+}

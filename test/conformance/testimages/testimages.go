@@ -1,0 +1,223 @@
+// Package testimages makes the images that upstream's specs run, without a registry: from Debian
+// packages, and from Go programs of the modules that this one requires.
+//
+// The images have upstream's names and do what upstream's do, but are not the same bytes: their
+// base is the Debian of this machine, where some of upstream's have Alpine.
+package testimages
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"barque.dev/internal/runtime/images"
+	"barque.dev/test/conformance/programs"
+)
+
+// Archive is a file with images.
+type Archive struct {
+	// File is an OCI image archive. Its name changes with what should be in it.
+	File string
+	// Missing are the names that no image could be made for.
+	Missing []string
+}
+
+// Make makes the named images, or finds them made, in the folder dir.
+func Make(ctx context.Context, dir string, names []string, progress func(string, ...any)) (Archive, error) {
+	m := maker{dir: dir, debian: debian{dir: filepath.Join(dir, "debian")}, layers: map[string][]images.Layer{}, progress: progress}
+	var err error
+	if m.module, err = programs.Dir(ctx); err != nil {
+		return Archive{}, err
+	}
+	wanted, missing := choose(names)
+	key, err := m.key(ctx, wanted)
+	if err != nil {
+		return Archive{}, err
+	}
+	a := Archive{File: filepath.Join(dir, "images-"+key+".tar"), Missing: missing}
+	if _, err := os.Stat(a.File); err == nil {
+		return a, nil
+	}
+	var made []images.Image
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		progress("making the image %s", name)
+		image, err := m.image(ctx, name, wanted[name])
+		if err != nil {
+			return Archive{}, fmt.Errorf("make image %s: %w", name, err)
+		}
+		made = append(made, image)
+	}
+	return a, write(a.File, made)
+}
+
+// choose sorts image names by the recipe that makes them.
+func choose(names []string) (wanted map[string][]string, missing []string) {
+	known := recipes()
+	wanted = map[string][]string{}
+	for _, name := range names {
+		short := Short(name)
+		// Other registries stand for what cannot be pulled, which a spec may want to see fail.
+		if _, ok := known[short]; strings.HasPrefix(name, registry) && (ok || short == pause) {
+			wanted[short] = append(wanted[short], name)
+		} else {
+			missing = append(missing, name)
+		}
+	}
+	return wanted, missing
+}
+
+// registry is where the names of images that are to exist begin.
+const registry = "registry.k8s.io/"
+
+// pause is made by the product's own code; it has no recipe.
+const pause = "pause"
+
+// Short is an image's name without registry and tag.
+func Short(name string) string {
+	short, _, _ := strings.Cut(path.Base(name), ":")
+	return short
+}
+
+// maker makes images, each set of packages once.
+type maker struct {
+	dir, module string
+	debian      debian
+	layers      map[string][]images.Layer
+	progress    func(string, ...any)
+}
+
+// key changes when other images have to be made.
+func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, error) {
+	version, err := programs.Version(ctx)
+	if err != nil {
+		return "", err
+	}
+	hash := sha256.New()
+	_, _ = fmt.Fprintln(hash, version, base)
+	known := recipes()
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		r := known[name]
+		// Maps are printed in the order of their keys.
+		_, _ = fmt.Fprintln(hash, name, wanted[name], r.debian, r.programs, r.setuid, r.upstream)
+		if err := json.NewEncoder(hash).Encode([]any{r.files, r.config}); err != nil {
+			return "", fmt.Errorf("digest of recipe %s: %w", name, err)
+		}
+	}
+	return fmt.Sprintf("%.8x", hash.Sum(nil)), nil
+}
+
+// image makes one.
+func (m *maker) image(ctx context.Context, name string, names []string) (images.Image, error) {
+	if name == pause {
+		image, err := images.PauseImage()
+		image.Names = names
+		return image, err
+	}
+	r := recipes()[name]
+	image := images.Image{Names: names, Config: r.config}
+	if len(r.debian) > 0 {
+		layers, err := m.root(ctx, r.debian)
+		if err != nil {
+			return image, err
+		}
+		image.Layers = append(image.Layers, layers...)
+	}
+	top, err := read(m.module, r.upstream)
+	if err != nil {
+		return image, err
+	}
+	built, err := m.build(ctx, r)
+	if err != nil {
+		return image, err
+	}
+	top = slices.Concat(r.files, top, built)
+	if name == "busybox" {
+		applets, err := applets(ctx)
+		if err != nil {
+			return image, err
+		}
+		top = append(top, applets...)
+	}
+	image.Layers = append(image.Layers, top)
+	return image, nil
+}
+
+// root is the root file system of packages.
+func (m *maker) root(ctx context.Context, packages []string) ([]images.Layer, error) {
+	key := strings.Join(packages, " ")
+	if layers, ok := m.layers[key]; ok {
+		return layers, nil
+	}
+	layers, err := m.debian.layers(ctx, base, packages)
+	if err == nil {
+		m.layers[key] = layers
+	}
+	return layers, err
+}
+
+// build builds a recipe's programs.
+func (m *maker) build(ctx context.Context, r recipe) (images.Layer, error) {
+	var layer images.Layer
+	for _, to := range slices.Sorted(maps.Keys(r.programs)) {
+		file := filepath.Join(m.dir, path.Base(to))
+		if err := programs.Go(ctx, "build", "-ldflags", "-s -w", "-o", file, r.programs[to]); err != nil {
+			return nil, err
+		}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read a program: %w", err)
+		}
+		mode := fs.FileMode(0o755)
+		if r.setuid {
+			mode |= fs.ModeSetuid | fs.ModeSetgid
+		}
+		layer = append(layer, images.File{Path: to, Mode: mode, Data: data})
+	}
+	return layer, nil
+}
+
+// applets is the static busybox of this machine with a link for everything that it can do.
+func applets(ctx context.Context) (images.Layer, error) {
+	program, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("%w: install busybox-static", err)
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return nil, fmt.Errorf("read busybox: %w", err)
+	}
+	list, err := exec.CommandContext(ctx, program, "--list").Output()
+	if err != nil {
+		return nil, fmt.Errorf("list what busybox can do: %w", err)
+	}
+	layer := images.Layer{{Path: "bin/busybox", Mode: 0o755, Data: data}}
+	for name := range strings.FieldsSeq(string(list)) {
+		if name != "busybox" {
+			layer = append(layer, images.File{Path: "bin/" + name, Mode: fs.ModeSymlink | 0o777, Target: "busybox"})
+		}
+	}
+	return layer, nil
+}
+
+// write writes an archive whole or not at all.
+func write(file string, made []images.Image) error {
+	out, err := os.Create(file + ".new")
+	if err != nil {
+		return fmt.Errorf("make an archive: %w", err)
+	}
+	err = images.WriteArchive(out, made...)
+	if err = cmp.Or(err, out.Close()); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), file)
+}
