@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -169,7 +170,7 @@ func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container,
 	return p.use(image), nil
 }
 
-// fetch tries the credentials that fit, and then none.
+// fetch tries the credentials that fit one after the other; none if none fits.
 func (p *Puller) fetch(ctx context.Context, pod *corev1.Pod, named reference.Named, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.PullImageResponse, error) {
 	var keyring Keyring
 	for _, ref := range pod.Spec.ImagePullSecrets {
@@ -206,7 +207,7 @@ func (p *Puller) Drop(uid string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for key := range p.failures {
-		if len(key) > len(uid) && key[:len(uid)] == uid {
+		if strings.HasPrefix(key, uid+" ") {
 			delete(p.failures, key)
 		}
 	}

@@ -12,52 +12,15 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"barque.dev/internal/runtime"
 	"barque.dev/internal/runtime/cgroup"
 	"barque.dev/internal/runtime/images"
+	"barque.dev/internal/runtime/images/imagetest"
 	"barque.dev/internal/testkit"
 )
-
-// busybox is the name of the image that pods of tests run.
-const busybox = "busybox:test"
-
-// importBusybox makes an image of this machine's static busybox and gives it to the node.
-func (n *node) importBusybox(t *testing.T) {
-	t.Helper()
-	program, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("these tests need the package busybox-static: %v", err)
-	}
-	files := images.Layer{
-		{Path: "bin/busybox", Mode: 0o755, Data: program},
-		{Path: "tmp", Mode: os.ModeDir | os.ModeSticky | 0o777},
-		{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/:/bin/sh\n")},
-	}
-	for _, name := range []string{"sh", "echo", "sleep", "cat", "hostname", "id"} {
-		files = append(files, images.File{Path: "bin/" + name, Mode: os.ModeSymlink | 0o777, Target: "busybox"})
-	}
-	var archive bytes.Buffer
-	err = images.WriteArchive(&archive, images.Image{
-		Names:  []string{busybox},
-		Layers: []images.Layer{files},
-		Config: ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := images.Open(n.Socket())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = store.Close() }()
-	if _, err := store.Import(n.ctx, &archive); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // sandbox describes a pod, in the node's own network unless the node has one for pods.
 func (n *node) sandbox(name string) *cri.PodSandboxConfig {
@@ -94,7 +57,7 @@ func (n *node) runPod(t *testing.T, name string, mounts []*cri.Mount, command ..
 		SandboxConfig: config,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "main"},
-			Image:    &cri.ImageSpec{Image: busybox},
+			Image:    &cri.ImageSpec{Image: imagetest.Busybox},
 			Command:  command,
 			LogPath:  name + ".log",
 			Mounts:   mounts,
@@ -156,7 +119,7 @@ func TestPod(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 
 	sandbox, container := n.runPod(t, "web", nil, "sh", "-c", "echo hello; echo oops >&2; exec sleep 1000")
 	if got := n.exec(t, container, "cat", "/proc/1/comm"); got != "sleep" {
@@ -203,7 +166,7 @@ func TestDaemonDies(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	_, container := n.runPod(t, "web", nil, "sleep", "1000")
 	before := n.exec(t, container, "cat", "/proc/uptime", "/proc/1/stat")
 
@@ -240,7 +203,7 @@ func TestServerRestarts(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	stop := n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	_, container := n.runPod(t, "web", nil, "sleep", "1000")
 	first := n.pid(t)
 
@@ -273,7 +236,7 @@ func TestPowerCut(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	stop := n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	_, container := n.runPod(t, "web", nil, "sleep", "1000")
 	stop()
 	if err := cgroup.Kill(n.ctx, n.cfg.CgroupRoot); err != nil {
@@ -295,8 +258,8 @@ func TestTwoNodes(t *testing.T) {
 	a, b := newNode(t), newNode(t)
 	a.start(t)
 	stopB := b.start(t)
-	a.importBusybox(t)
-	b.importBusybox(t)
+	imagetest.ImportBusybox(t, a.Socket())
+	imagetest.ImportBusybox(t, b.Socket())
 	_, ca := a.runPod(t, "same", nil, "sleep", "1000")
 	b.runPod(t, "same", nil, "sleep", "1000")
 	stopB()
@@ -352,7 +315,7 @@ func TestEvents(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	ctx, cancel := context.WithCancel(n.ctx)
 	subscribed, done := make(chan struct{}), make(chan error, 1)
 	var types []cri.ContainerEventType
@@ -385,7 +348,7 @@ func TestBidirectionalMount(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	volume := n.data("volume")
 	if err := os.MkdirAll(volume, 0o755); err != nil {
 		t.Fatal(err)
@@ -400,7 +363,7 @@ func TestBidirectionalMount(t *testing.T) {
 		PodSandboxId: s.PodSandboxId, SandboxConfig: config,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "main"},
-			Image:    &cri.ImageSpec{Image: busybox},
+			Image:    &cri.ImageSpec{Image: imagetest.Busybox},
 			Command:  []string{"sh", "-c", "busybox mount -t tmpfs none /volume && echo shared >/volume/file && exec sleep 1000"},
 			Mounts:   []*cri.Mount{{ContainerPath: "/volume", HostPath: volume, Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL}},
 			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{

@@ -8,6 +8,7 @@ import (
 
 	"barque.dev/examples"
 	"barque.dev/internal/runtime/images"
+	"barque.dev/internal/runtime/images/imagetest"
 )
 
 // TestSampleApplication checks that the sample's images in this binary run, each as the version
@@ -30,7 +31,7 @@ func TestSampleApplication(t *testing.T) {
 	if err != nil || len(imported) != 2 {
 		t.Fatalf("imported %+v, %v", imported, err)
 	}
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	for version, image := range map[string]string{"v1": examples.HelloV1, "v2": examples.HelloV2} {
 		config := n.sandbox(version)
 		s, err := n.RunPodSandbox(n.ctx, &cri.RunPodSandboxRequest{Config: config})
@@ -64,7 +65,7 @@ func TestSampleApplication(t *testing.T) {
 			return c.ContainerId
 		}
 		hello := create("hello", image, "-drain=10ms")
-		client := create("client", busybox, "sleep", "1000")
+		client := create("client", imagetest.Busybox, "sleep", "1000")
 		var answer string
 		eventually(t, "the application answers", func() bool {
 			r, err := n.ExecSync(n.ctx, &cri.ExecSyncRequest{ContainerId: client, Cmd: []string{"busybox", "wget", "-qO-", "http://127.0.0.1:8080/"}, Timeout: 5})

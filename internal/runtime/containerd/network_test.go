@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"barque.dev/internal/runtime/images/imagetest"
 )
 
 // startApart runs the node in a network namespace of its own, as `barque up` runs machines,
@@ -61,7 +63,7 @@ func TestPodNetwork(t *testing.T) {
 	checkLeaks(t)
 	n := newNode(t)
 	n.startApart(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	status, err := n.Status(n.ctx, &cri.StatusRequest{})
 	if err != nil {
 		t.Fatal(err)

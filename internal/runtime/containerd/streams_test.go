@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"barque.dev/internal/runtime/images/imagetest"
 )
 
 // TestStreams checks that the addresses that the runtime hands out work with the protocol of
@@ -23,7 +25,7 @@ import (
 func TestStreams(t *testing.T) {
 	n := newNode(t)
 	n.start(t)
-	n.importBusybox(t)
+	imagetest.ImportBusybox(t, n.Socket())
 	sandbox, container := n.runPod(t, "web", nil, "sleep", "1000")
 
 	t.Run("exec", func(t *testing.T) {
@@ -80,7 +82,7 @@ func attach(t *testing.T, n *node) {
 		PodSandboxId: s.PodSandboxId, SandboxConfig: config,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "main"},
-			Image:    &cri.ImageSpec{Image: busybox},
+			Image:    &cri.ImageSpec{Image: imagetest.Busybox},
 			Command:  []string{"sh", "-c", "while read line; do echo got $line; done"},
 			Stdin:    true, StdinOnce: true,
 			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions}},
