@@ -67,8 +67,6 @@ func (s *Server) lead(ctx context.Context) error {
 	if _, err := s.store.ReadIndex(ctx); err != nil {
 		return fmt.Errorf("catch up before leading: %w", err)
 	}
-	s.cfg.Log.Info("this server leads", "node", s.cfg.NodeName)
-	defer s.cfg.Log.Info("this server no longer leads", "node", s.cfg.NodeName)
 	sched := scheduler.New(scheduler.Config{
 		Client:   s.client.As(client.Component(user.KubeScheduler)).WithFieldManager("kube-scheduler"),
 		Recorder: s.schedulerEvents, Log: s.cfg.Log.With("component", "scheduler"),

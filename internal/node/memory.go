@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"barque.dev/internal/run"
 )
 
 const (
@@ -36,7 +38,7 @@ func shouldRelease(before, now heapUse) bool {
 func releaseMemory(ctx context.Context) error {
 	before := readHeap()
 	for {
-		if sleep(ctx, memoryCheck); ctx.Err() != nil {
+		if !run.Pause(ctx, memoryCheck) {
 			return nil
 		}
 		now := readHeap()

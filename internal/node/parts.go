@@ -119,12 +119,3 @@ func (s *Server) awaitFitness(ctx context.Context, fit bool) bool {
 
 // fit tells whether this server should answer at the virtual IP.
 func (s *Server) fit() bool { return s.leadership.Leading() && s.store.Healthy() == nil }
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}

@@ -263,11 +263,11 @@ func (s *Server) ensureDefaults(ctx context.Context, ready func()) error {
 	ready()
 	for wait := 100 * time.Millisecond; err != nil && ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
 		s.cfg.Log.Info("the cluster's default objects can't be written yet", "error", err)
-		sleep(ctx, wait)
+		run.Pause(ctx, wait)
 		err = s.makeDefaults(ctx)
 	}
 	for ctx.Err() == nil {
-		sleep(ctx, defaultsPeriod)
+		run.Pause(ctx, defaultsPeriod)
 		if err := s.registry.Bootstrap(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Warn("the cluster's default objects are not complete", "error", err)
 		}

@@ -21,6 +21,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
+	"barque.dev/internal/run"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 )
@@ -155,7 +156,7 @@ func (l *Leadership) Follow(ctx context.Context, lead func(ctx context.Context) 
 			if ctx.Err() == nil {
 				l.cfg.Log.Warn("leadership could not be taken", "error", err)
 			}
-			wait(ctx, retryPause)
+			run.Pause(ctx, retryPause)
 			continue
 		}
 		l.serve(t, lead)
@@ -185,7 +186,7 @@ func (l *Leadership) serve(t *tenure, lead func(ctx context.Context) error) {
 			break
 		}
 		log.Warn("what the leader runs ended; it is started again", "error", err)
-		wait(ctx, retryPause)
+		run.Pause(ctx, retryPause)
 	}
 	wg.Wait()
 	log.Info("this server leads no longer", "cause", context.Cause(t.ctx))
@@ -197,21 +198,9 @@ func (l *Leadership) publish(ctx context.Context, transitions int32) {
 		if err := l.cfg.Publish(ctx, l.cfg.Name, acquired, transitions); err != nil && ctx.Err() == nil {
 			l.cfg.Log.Warn("leadership could not be published", "error", err)
 		}
-		if !wait(ctx, RenewEvery) {
+		if !run.Pause(ctx, RenewEvery) {
 			return
 		}
-	}
-}
-
-// wait returns false when ctx ended first.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"time"
 
+	"barque.dev/internal/run"
 	"barque.dev/internal/store/etcd"
 )
 
@@ -95,7 +96,7 @@ func (m *Membership) Run(ctx context.Context) error {
 		} else {
 			clear(waiting)
 		}
-		if !wait(ctx, pause) {
+		if !run.Pause(ctx, pause) {
 			return nil
 		}
 	}
@@ -163,7 +164,7 @@ func (m *Membership) AddLearner(ctx context.Context, name, peerURL string) ([]et
 		if errors.Is(err, etcd.ErrQuorum) {
 			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, err)
 		}
-		if !wait(ctx, retryPause) {
+		if !run.Pause(ctx, retryPause) {
 			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, errors.Join(err, ctx.Err()))
 		}
 	}
@@ -228,7 +229,7 @@ func (m *Membership) Remove(ctx context.Context, name string) error {
 			m.log.Info("a server was removed", "server", name)
 			return nil
 		}
-		if errors.Is(err, etcd.ErrQuorum) || !wait(ctx, retryPause) {
+		if errors.Is(err, etcd.ErrQuorum) || !run.Pause(ctx, retryPause) {
 			return fmt.Errorf("remove server %s: %w", name, err)
 		}
 	}
@@ -250,16 +251,4 @@ func (m *Membership) handOver(ctx context.Context, members []etcd.MemberInfo) er
 		}
 	}
 	return err
-}
-
-// wait returns false when ctx ended first.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -2,11 +2,16 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"slices"
 	"strings"
 
+	"github.com/soheilhy/cmux"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 )
 
 // slogCore lets etcd's zap logger write to slog. What etcd calls information is of interest to
@@ -64,8 +69,27 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 // Write implements zapcore.Core.
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), slogLevel(e.Level, e.Message), e.Message, slogArgs(fields)...)
+	level := slogLevel(e.Level, e.Message)
+	if slices.ContainsFunc(fields, tellsOfClosing) {
+		level = min(level, slog.LevelDebug)
+	}
+	c.log.Log(context.Background(), level, e.Message, slogArgs(fields)...)
 	return nil
+}
+
+// tellsOfClosing says whether a field is an error that only says that a listener was closed, which is
+// how each of etcd's ends.
+func tellsOfClosing(f zapcore.Field) bool {
+	err, ok := f.Interface.(error)
+	if f.Type != zapcore.ErrorType || !ok {
+		return false
+	}
+	for _, closed := range []error{net.ErrClosed, http.ErrServerClosed, grpc.ErrServerStopped, cmux.ErrListenerClosed, cmux.ErrServerClosed} {
+		if errors.Is(err, closed) {
+			return true
+		}
+	}
+	return false
 }
 
 // Sync implements zapcore.Core.

@@ -1,0 +1,18 @@
+package run
+
+import (
+	"context"
+	"time"
+)
+
+// Pause waits for d, and returns false when ctx ended first.
+func Pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
