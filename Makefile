@@ -13,7 +13,7 @@ LDFLAGS = -s -w -X barque.dev/internal/node.version=$(VERSION) \
 # built without the race detector is built with them, so that it is compiled once.
 export GOFLAGS := $(GOFLAGS) -tags=netgo,osusergo
 
-.PHONY: up down build programs test unit integration portability bench lint check clean deps
+.PHONY: up down build programs test unit integration portability bench stock bench-side-by-side lint check clean deps
 .DEFAULT_GOAL := build
 
 up: build ## a cluster of three masters on this machine
@@ -41,7 +41,7 @@ test: build unit integration portability ## all tests, unit and integration
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =
 unit: programs
-	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/...)
+	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 -parallel 8 ./test/integration/...
@@ -52,8 +52,34 @@ portability: build ## stock kube-apiserver on Barque's etcd, and the other way r
 	cd test/portability && $(GO) build -o ../../.cache/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 	cd test/portability && BARQUE_PROGRAM=$${BARQUE_PROGRAM:-$(CURDIR)/bin/barque} $(GO) test -timeout 10m -count=1 ./...
 
-bench: build
-	$(GO) run ./test/bench
+bench: build ## all of docs/benchmarks.md; ROWS=gap,idle measures these alone, N=10 so often
+	$(GO) run ./test/bench $(if $(ROWS),-only $(ROWS)) $(if $(N),-n $(N))
+
+# Stock's programs come from a module of its own, so that their dependencies stay out of ours.
+stock:
+	mkdir -p .cache/stock
+	cd test/sidebyside && $(GO) build -o ../../.cache/stock/etcd go.etcd.io/etcd/server/v3
+	cd test/sidebyside && $(GO) build -o ../../.cache/stock/ k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler
+
+bench-side-by-side: build stock ## our control plane beside stock's, into docs/benchmarks.md; ONLY=writes,reads ROUNDS=3 QUICK=1
+	cd test/sidebyside && $(GO) run . $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(QUICK),-quick -tuned=false)
+
+# A module of its own, since it builds upstream's tests. FOCUS and SKIP are patterns of specs' names (a
+# dollar sign is written twice); RESUME=all goes on after an interrupted run, RESUME=passed also
+# repeats what failed.
+conformance: build ## upstream's conformance suite against a cluster of SERVERS=3
+	cd test/conformance && $(GO) run . run -focus "$$FOCUS" -skip "$$SKIP" -resume "$$RESUME" -servers $(or $(SERVERS),3) -procs $(or $(PROCS),4)
+
+conformance-one: build ## one spec, or those that match SPEC, against a cluster that stays up
+	cd test/conformance && $(GO) run . one -spec "$$SPEC" -servers $(or $(SERVERS),3)
+
+conformance-smoke: build ## a few conformance specs of every area, in minutes
+	cd test/conformance && $(GO) run . smoke
+
+conformance-down: ## takes away the cluster of conformance-one
+	cd test/conformance && $(GO) run . down
+
+.PHONY: conformance conformance-one conformance-smoke conformance-down
 
 lint: programs
 	hack/lint.sh

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,17 +16,44 @@ import (
 	"barque.dev/internal/local"
 )
 
-// fault is a way to lose a machine's server.
+// fault is a way to lose a machine's server. strike returns when it is lost, and what is left to do
+// before the cluster is healed.
 type fault struct {
 	name   string
-	inject func(context.Context, *local.Machine) error
+	leads  bool // the victim
+	strike func(context.Context, *local.Machine) (after func() error, err error)
 }
 
 func faults() []fault {
 	return []fault{
-		{"kill -9 of the leader's process", func(_ context.Context, m *local.Machine) error { return m.Kill() }},
-		{"power off of the leader's machine", func(ctx context.Context, m *local.Machine) error { return m.PowerOff(ctx) }},
+		{"kill -9 of the leader's process", true, kill},
+		{"power off of the leader's machine", true, powerOff},
+		{"power off of a follower's machine", false, powerOff},
+		{"the leader's process freezes", true, freeze},
 	}
+}
+
+func kill(_ context.Context, m *local.Machine) (func() error, error) {
+	return func() error { return nil }, m.Kill()
+}
+
+func powerOff(ctx context.Context, m *local.Machine) (func() error, error) {
+	done := make(chan error, 1)
+	go func() { done <- m.PowerOff(ctx) }()
+	for m.Running() {
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return nil, errors.Join(err, <-done)
+		}
+	}
+	return func() error { return <-done }, nil
+}
+
+func freeze(_ context.Context, m *local.Machine) (func() error, error) {
+	process, err := os.FindProcess(m.PID())
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return process.Signal(syscall.SIGCONT) }, process.Signal(syscall.SIGSTOP)
 }
 
 // watchFor is how long writes go on after a fault: a second interruption would show.
@@ -87,6 +116,9 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	if err != nil {
 		return err
 	}
+	if !f.leads {
+		victim = c.other(victim)
+	}
 	config, err := c.Config()
 	if err != nil {
 		return err
@@ -108,28 +140,31 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 		return err
 	}
 	struck := time.Now()
-	injected := make(chan error, 1)
-	go func() { injected <- f.inject(ctx, victim) }()
-	bound, err := firstBinding(ctx, c, victim, name, struck)
+	after, err := f.strike(ctx, victim)
 	if err != nil {
 		return err
 	}
-	if err := sleep(ctx, time.Until(struck.Add(watchFor))); err != nil {
-		return err
+	var bound time.Duration
+	if f.leads {
+		if bound, err = firstBinding(ctx, c, name, struck); err != nil {
+			return errors.Join(err, after())
+		}
 	}
-	if err := <-injected; err != nil {
-		return err
+	if err := sleep(ctx, time.Until(struck.Add(watchFor))); err != nil {
+		return errors.Join(err, after())
 	}
 	cancel()
-	if err := <-broken; err != nil {
+	if err := errors.Join(<-broken, after()); err != nil {
 		return err
 	}
 	gap := longestGap(writes, struck)
 	b.say("%s (%s): no write for %v, first binding after %v; %d writes", f.name, victim.Name, gap, bound, w.written)
 	b.add(figure{Name: "write gap, " + f.name, Unit: "ms", Aim: "p50 300, worst 2000",
-		Includes: "longest time between two acknowledged writes, chained conditional updates through the virtual IP by a client that hedges after 40 ms, in the 3 s after; stock: 1–2 s for etcd alone"}, milliseconds(gap))
-	b.add(figure{Name: "first binding, " + f.name, Unit: "ms",
-		Includes: "from the fault to the binding of a pod that is created right after it; stock: 15–17 s"}, milliseconds(bound))
+		Includes: "longest time between two acknowledged writes, chained conditional updates through the virtual IP by a client that hedges after 40 ms and dials for 200 ms at most, in the 3 s after; stock: 1–2 s for etcd alone"}, milliseconds(gap))
+	if f.leads {
+		b.add(figure{Name: "first binding, " + f.name, Unit: "ms",
+			Includes: "from the fault to the binding of a pod that is created right after it; stock: 15–17 s"}, milliseconds(bound))
+	}
 	return nil
 }
 
@@ -165,7 +200,7 @@ func longestGap(writes <-chan time.Time, struck time.Time) time.Duration {
 }
 
 // firstBinding creates a pod and waits until a scheduler has bound it.
-func firstBinding(ctx context.Context, c *cluster, victim *local.Machine, name string, struck time.Time) (time.Duration, error) {
+func firstBinding(ctx context.Context, c *cluster, name string, struck time.Time) (time.Duration, error) {
 	config, err := c.Config()
 	if err != nil {
 		return 0, err
@@ -179,12 +214,6 @@ func firstBinding(ctx context.Context, c *cluster, victim *local.Machine, name s
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "barque.invalid/none:1", ImagePullPolicy: corev1.PullNever}}},
-	}
-	// The leader that is about to die must not be the one that binds it.
-	for victim.Running() {
-		if err := sleep(ctx, time.Millisecond); err != nil {
-			return 0, err
-		}
 	}
 	err = p.hedge(ctx, func(ctx context.Context, client *http.Client) error {
 		var made corev1.Pod

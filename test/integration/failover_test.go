@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"barque.dev/internal/cluster/vip"
 	"barque.dev/internal/local"
 	"barque.dev/internal/runtime"
 )
@@ -153,7 +154,8 @@ func TestFailover(t *testing.T) {
 			break
 		}
 	}
-	if two := d.doubled(); two > 2*time.Second {
+	// An answer in the watcher's last window beside one in its next is no proof of two at once.
+	if two := d.doubled(); two > vip.Good+2*vipWindow {
 		t.Errorf("two machines answered for the virtual IP for %v", two)
 	} else {
 		t.Logf("two machines answered for the virtual IP for %v at most", two)

@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"barque.dev/internal/local"
 )
@@ -60,8 +61,9 @@ type writerReport struct {
 	lost   string        // says so when an acknowledged write was lost
 }
 
-// write starts a writer on an object of its own. Its requests are short, so that one that hangs
-// at a dead server is made again.
+// write starts a writer on an object of its own. Its requests and dials are short, so that one that
+// hangs at a dead server is made again; and it makes them itself, since client-go waits for a
+// second before it does.
 func (c *cluster) write(t *testing.T, ns, name string) *writer {
 	t.Helper()
 	config, err := c.Config()
@@ -69,13 +71,18 @@ func (c *cluster) write(t *testing.T, ns, name string) *writer {
 		t.Fatal(err)
 	}
 	config.Timeout = time.Second
-	maps := clientFor(t, config).CoreV1().ConfigMaps(ns)
-	object, err := maps.Create(t.Context(), &corev1.ConfigMap{
+	config.Dial = (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext
+	client := clientFor(t, config).CoreV1()
+	object, err := client.ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"n": "0"}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ask := func(request *rest.Request) (*corev1.ConfigMap, error) {
+		answer := &corev1.ConfigMap{}
+		return answer, request.MaxRetries(0).Namespace(ns).Resource("configmaps").Name(name).Do(ctx).Into(answer)
+	}
 	var mu sync.Mutex
 	var report writerReport
 	var done sync.WaitGroup
@@ -84,9 +91,9 @@ func (c *cluster) write(t *testing.T, ns, name string) *writer {
 		for ctx.Err() == nil {
 			next := object.DeepCopy()
 			next.Data["n"] = strconv.Itoa(report.writes + 1)
-			updated, err := maps.Update(ctx, next, metav1.UpdateOptions{})
+			updated, err := ask(client.RESTClient().Put().Body(next))
 			if err != nil {
-				if updated, err = maps.Get(ctx, name, metav1.GetOptions{}); err != nil {
+				if updated, err = ask(client.RESTClient().Get()); err != nil {
 					continue
 				}
 				// What was not acknowledged may or may not have been written.
@@ -224,6 +231,9 @@ func lives(dir, pod string) map[string]time.Time {
 	return found
 }
 
+// vipWindow is for how long answers to one question are collected.
+const vipWindow = 100 * time.Millisecond
+
 // watchVIP asks by ARP who has the virtual IP, all the time, and returns the longest time for which
 // more than one machine answered.
 func (c *cluster) watchVIP(t *testing.T) (doubled func() time.Duration) {
@@ -253,7 +263,7 @@ func (c *cluster) watchVIP(t *testing.T) (doubled func() time.Duration) {
 		var since time.Time // when two began to answer
 		for ctx.Err() == nil {
 			_, _ = unix.Write(fd, ask)
-			if len(answersTo(fd, vip, 100*time.Millisecond)) < 2 {
+			if len(answersTo(fd, vip, vipWindow)) < 2 {
 				since = time.Time{}
 				continue
 			}
