@@ -34,6 +34,7 @@ import (
 	"barque.dev/internal/auth/rbac"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
 	"barque.dev/internal/store/etcd/etcdtest"
 )
 
@@ -59,6 +60,12 @@ type cluster struct {
 // start starts a control plane; tune may change its server's configuration.
 func start(tb testing.TB, tune func(*apiserver.Config)) *cluster {
 	tb.Helper()
+	return startOn(tb, etcdtest.New(tb, 1, nil).Member(0), tune)
+}
+
+// startOn is start on a member of an etcd cluster that may have others.
+func startOn(tb testing.TB, member *etcd.Member, tune func(*apiserver.Config)) *cluster {
+	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -68,7 +75,6 @@ func start(tb testing.TB, tune func(*apiserver.Config)) *cluster {
 	if c.pki, err = pki.New(time.Now()); err != nil {
 		tb.Fatal(err)
 	}
-	member := etcdtest.New(tb, 1, nil).Member(0)
 	if c.store, err = store.Open(tb.Context(), store.Config{Backend: member, CompactEvery: -1}); err != nil {
 		tb.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
 
+	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/wire"
 	"barque.dev/internal/store"
 )
@@ -122,6 +123,10 @@ func (s *Server) fail(w http.ResponseWriter, req *http.Request, err error) {
 	if r, ok := w.(*response); ok && r.code != 0 {
 		// The head is out already, so all that can be said is that the body is not complete.
 		panic(http.ErrAbortHandler)
+	}
+	if apierrors.HasStatusCause(err, registry.CauseNoQuorum) {
+		// The next attempt shall make a connection of its own, which may lead to a server that can answer.
+		w.Header().Set("Connection", "close")
 	}
 	w.Header().Del("Content-Encoding")
 	if sendErr := sendObject(w, req, int(status.Code), negotiateError(req), status, statusKind); sendErr != nil {

@@ -214,10 +214,11 @@ func TestWithoutLeader(t *testing.T) {
 	if err := s.Healthy(); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("healthy: %v", err)
 	}
-	if _, err := s.ReadIndex(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+	// The first to miss the leader waits for a new one, and may well try again; the others know at once.
+	if _, err := s.ReadIndex(t.Context()); !errors.Is(err, store.ErrUnavailable) || !store.Passing(err) {
 		t.Errorf("read: %v", err)
 	}
-	if _, err := tbl.Update(t.Context(), key("ns", "a"), []byte("2"), e.Revision(), store.WriteOptions{}); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := tbl.Update(t.Context(), key("ns", "a"), []byte("2"), e.Revision(), store.WriteOptions{}); !errors.Is(err, store.ErrUnavailable) || store.Passing(err) {
 		t.Errorf("write: %v", err)
 	}
 	if got, ok := tbl.Get(key("ns", "a")); !ok || got != e {
@@ -243,8 +244,27 @@ func TestWriteDeadline(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	_, err := tbl.Create(t.Context(), key("ns", "a"), []byte("1"), store.WriteOptions{})
-	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, store.ErrUncertain) || store.Passing(err) {
 		t.Errorf("create: %v", err)
+	}
+}
+
+// A write that waits for a leader was surely not made if it was not proposed before.
+func TestWriteMissesLeader(t *testing.T) {
+	for _, proposed := range []bool{false, true} {
+		_, tbl, f := faultyStore(t, store.Config{LeaderGrace: 20 * time.Millisecond})
+		if proposed {
+			f.next(func(context.Context, *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
+				f.loseLeader()
+				return nil, errors.New("no answer")
+			})
+		} else {
+			f.loseLeader()
+		}
+		_, err := tbl.Create(t.Context(), key("ns", "a"), []byte("1"), store.WriteOptions{})
+		if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUncertain) != proposed || store.Passing(err) == proposed {
+			t.Errorf("proposed %v: %v, passing %v", proposed, err, store.Passing(err))
+		}
 	}
 }
 

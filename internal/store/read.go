@@ -121,6 +121,18 @@ func (s *Store) readIndex() (int64, error) {
 // leaderPoll is how often a waiting request looks for a new leader.
 const leaderPoll = 5 * time.Millisecond
 
+// missed is the refusal of a request that waited for a leader in vain.
+type missed struct{ error }
+
+func (m missed) Unwrap() error { return m.error }
+
+// Passing tells whether a refusal may pass soon: the leader was missed only while the request waited, and nothing
+// was done. A request that comes later is refused at once, by an error that is not passing.
+func Passing(err error) bool {
+	var m missed
+	return errors.As(err, &m) && !errors.Is(err, ErrUncertain)
+}
+
 // awaitLeader returns at once when there is a leader. A request that finds none waits for the
 // rest of the grace period, which begins when the first request found none.
 func (s *Store) awaitLeader(ctx context.Context) error {
@@ -131,17 +143,21 @@ func (s *Store) awaitLeader(ctx context.Context) error {
 		return nil
 	}
 	s.lost.CompareAndSwap(0, time.Now().UnixNano())
-	for {
+	for waited := false; ; waited = true {
 		since := s.lost.Load()
 		if s.backend.HasLeader() {
 			s.lost.Store(0)
 			return nil
 		}
 		if since != 0 && time.Since(time.Unix(0, since)) > s.cfg.LeaderGrace {
-			return fmt.Errorf("%w: no leader for %v", ErrUnavailable, time.Since(time.Unix(0, since)).Round(time.Millisecond))
+			err := fmt.Errorf("%w: no leader for %v", ErrUnavailable, time.Since(time.Unix(0, since)).Round(time.Millisecond))
+			if waited {
+				err = missed{err}
+			}
+			return err
 		}
 		if err := pause(ctx, leaderPoll); err != nil {
-			return fmt.Errorf("%w: no leader: %w", ErrUnavailable, err)
+			return missed{fmt.Errorf("%w: no leader: %w", ErrUnavailable, err)}
 		}
 	}
 }

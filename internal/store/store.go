@@ -38,6 +38,8 @@ var (
 	ErrFuture = errors.New("revision is too large")
 	// ErrUnavailable: no quorum, so nothing consistent can be read and nothing written (HTTP 503).
 	ErrUnavailable = errors.New("no quorum")
+	// ErrUncertain, beside ErrUnavailable: a write was proposed, and may be made yet.
+	ErrUncertain = errors.New("the outcome is unknown")
 	// ErrClosed: the store stopped, or the table was unregistered; watches end.
 	ErrClosed = errors.New("closed")
 	// ErrRejected: etcd refused the request before proposing it: too large, no space left,

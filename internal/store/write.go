@@ -20,7 +20,7 @@ type WriteOptions struct {
 
 // Create writes a new object. It returns ErrExists when there is one, ErrFenced when the context's
 // fence is gone, ErrUnavailable when nothing can be written now; with the last, if the error wraps
-// a context's too, the write may yet have been made. Conditions hold for all three writes. Once
+// ErrUncertain too, the write may yet have been made. Conditions hold for all three writes. Once
 // the write is durable, Create waits for the image to hold it, at most until ctx ends.
 func (t *Table) Create(ctx context.Context, key Key, value []byte, opts WriteOptions) (*Entry, error) {
 	w, err := t.newWrite(ctx, "create", key, value, opts)
@@ -99,11 +99,14 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 	uncertain := false
 	for {
 		if err := s.awaitLeader(ctx); err != nil {
+			if uncertain {
+				err = fmt.Errorf("%w: %w", ErrUncertain, err)
+			}
 			return nil, 0, w.errorf(err)
 		}
 		if uncertain {
 			if _, err := s.ReadIndex(ctx); err != nil {
-				return nil, 0, w.errorf(fmt.Errorf("the outcome is unknown: %w", err))
+				return nil, 0, w.errorf(fmt.Errorf("%w: %w", ErrUncertain, err))
 			}
 			if e, revision, ok := w.effect(begin); ok {
 				return e, revision, nil
@@ -130,12 +133,12 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 		case s.base.Err() != nil:
 			return nil, 0, w.errorf(ErrClosed)
 		case ctx.Err() != nil:
-			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w: %w", ErrUnavailable, ctx.Err(), err))
+			return nil, 0, w.errorf(fmt.Errorf("%w: %w: %w: %w", ErrUnavailable, ErrUncertain, ctx.Err(), err))
 		}
 		s.log.Debug("write is tried again", "key", string(w.key), "error", err)
 		uncertain = uncertain || proposed
 		if err := pause(ctx, retryPause); err != nil {
-			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w", ErrUnavailable, err))
+			return nil, 0, w.errorf(fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUncertain, err))
 		}
 	}
 }
@@ -223,7 +226,7 @@ func (w *write) createRevision(ctx context.Context, revision int64) int64 {
 func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begin int64, uncertain bool) (*Entry, int64, error) {
 	if uncertain {
 		if err := w.table.store.WaitRevision(ctx, resp.Header.Revision); err != nil {
-			return nil, 0, w.errorf(fmt.Errorf("%w: the outcome is unknown: %w", ErrUnavailable, err))
+			return nil, 0, w.errorf(fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUncertain, err))
 		}
 		if e, revision, ok := w.effect(begin); ok {
 			return e, revision, nil

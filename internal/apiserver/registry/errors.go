@@ -49,10 +49,17 @@ func statusError(err error, gr schema.GroupResource, name, verb string) error {
 	}
 }
 
-// unavailable is a 503 that says why and when to try again.
+// CauseNoQuorum marks the refusals of a server that cannot reach the majority of servers. Another may.
+const CauseNoQuorum metav1.CauseType = "NoQuorum"
+
+// unavailable is a 503 that says why. Clients that are told when to try again do so ten times before they show
+// the reason, so only those are told whom the loss of the leader hit under way, and whose request was surely not done.
 func unavailable(err error) error {
 	status := apierrors.NewServiceUnavailable(err.Error())
-	status.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
+	status.ErrStatus.Details = &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: CauseNoQuorum, Message: err.Error()}}}
+	if store.Passing(err) {
+		status.ErrStatus.Details.RetryAfterSeconds = 1
+	}
 	return status
 }
 
