@@ -315,7 +315,7 @@ func Cleanup(cfg Config) error {
 	if cfg.StateDir != "" {
 		errs = append(errs, cni.Plugin{Host: ns}.DisconnectAll(cfg.StateDir))
 	}
-	errs = append(errs, cni.RemoveBridge(ns, cfg.Bridge))
+	errs = append(errs, ns.RemoveLink(cfg.Bridge))
 	if cfg.ClusterDNS.IsValid() {
 		errs = append(errs, dns.Remove(ns, cfg.ClusterDNS))
 	}

@@ -224,8 +224,13 @@ func (s *Server) pod(w http.ResponseWriter, r *http.Request) (*corev1.Pod, bool)
 	return nil, false
 }
 
-// relay hands the connection on to the runtime's streaming server.
-func (s *Server) relay(w http.ResponseWriter, r *http.Request, address string) {
+// relay hands the connection on to the runtime's streaming server at that address, or answers the
+// request with the error with which the runtime refused to give one.
+func (s *Server) relay(w http.ResponseWriter, r *http.Request, address string, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
 	target, err := url.Parse(address)
 	if err != nil {
 		http.Error(w, fmt.Sprintf("streaming address %q: %v", address, err), http.StatusInternalServerError)

@@ -61,33 +61,30 @@ func (s *Server) running(w http.ResponseWriter, r *http.Request) (cri.Container,
 	return c, true
 }
 
-func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+// target finds what an exec or attach request is about, and answers the request if it cannot.
+func (s *Server) target(w http.ResponseWriter, r *http.Request) (want streams, c cri.Container, ok bool) {
 	want, err := streamsOf(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+		return want, c, false
 	}
-	c, ok := s.running(w, r)
+	c, ok = s.running(w, r)
+	return want, c, ok
+}
+
+func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+	want, c, ok := s.target(w, r)
 	if !ok {
 		return
 	}
 	reply, err := s.Runtime.Exec(r.Context(), &runtimeapi.ExecRequest{
 		ContainerId: c.ID, Cmd: r.URL.Query()["command"], Tty: want.tty, Stdin: want.stdin, Stdout: want.stdout, Stderr: want.stderr,
 	})
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	s.relay(w, r, reply.GetUrl())
+	s.relay(w, r, reply.GetUrl(), err)
 }
 
 func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
-	want, err := streamsOf(r)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	c, ok := s.running(w, r)
+	want, c, ok := s.target(w, r)
 	if !ok {
 		return
 	}
@@ -105,11 +102,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 	reply, err := s.Runtime.Attach(r.Context(), &runtimeapi.AttachRequest{
 		ContainerId: c.ID, Tty: want.tty, Stdin: want.stdin, Stdout: want.stdout, Stderr: want.stderr,
 	})
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	s.relay(w, r, reply.GetUrl())
+	s.relay(w, r, reply.GetUrl(), err)
 }
 
 func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
@@ -139,11 +132,7 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	reply, err := s.Runtime.PortForward(r.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandbox.ID, Port: ports})
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	s.relay(w, r, reply.GetUrl())
+	s.relay(w, r, reply.GetUrl(), err)
 }
 
 // runTimeout bounds a command of /run.

@@ -191,40 +191,5 @@ func configure(pod namespace.Namespace, n Network, l Lease) error {
 
 // disconnect deletes an attachment's links. It is no error when there are none.
 func disconnect(host namespace.Namespace, a Attachment) error {
-	h, err := host.Netlink()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(hostLink(a))
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete link %s: %w", hostLink(a), err)
-	}
-	return nil
-}
-
-// RemoveBridge deletes the node's bridge. It is no error when there is none.
-func RemoveBridge(ns namespace.Namespace, name string) error {
-	h, err := ns.Netlink()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete bridge %s: %w", name, err)
-	}
-	return nil
+	return host.RemoveLink(hostLink(a))
 }

@@ -46,13 +46,19 @@ func (p Plugin) Funcs() skel.CNIFuncs {
 	}
 }
 
-// Add connects a pod. A second call for the same attachment gives the same address.
-func (p Plugin) Add(args *skel.CmdArgs) (*types100.Result, error) {
+// open reads the call's configuration and opens the store that it names.
+func open(args *skel.CmdArgs) (*config, *Store, error) {
 	c, err := parseConfig(args)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	store, err := OpenStore(c.StateDir)
+	return c, store, err
+}
+
+// Add connects a pod. A second call for the same attachment gives the same address.
+func (p Plugin) Add(args *skel.CmdArgs) (*types100.Result, error) {
+	c, store, err := open(args)
 	if err != nil {
 		return nil, err
 	}
@@ -103,11 +109,7 @@ func result(n Network, l Lease, hostMAC net.HardwareAddr) *types100.Result {
 // Del disconnects a pod. It succeeds also when there is nothing left to do, or the pod's namespace
 // is gone.
 func (p Plugin) Del(args *skel.CmdArgs) error {
-	c, err := parseConfig(args)
-	if err != nil {
-		return err
-	}
-	store, err := OpenStore(c.StateDir)
+	_, store, err := open(args)
 	if err != nil {
 		return err
 	}
@@ -120,11 +122,7 @@ func (p Plugin) Del(args *skel.CmdArgs) error {
 
 // Check says what is wrong with a pod's network; nil when nothing is.
 func (p Plugin) Check(args *skel.CmdArgs) error {
-	c, err := parseConfig(args)
-	if err != nil {
-		return err
-	}
-	store, err := OpenStore(c.StateDir)
+	c, store, err := open(args)
 	if err != nil {
 		return err
 	}
@@ -198,11 +196,7 @@ func checkPod(pod namespace.Namespace, n Network, l Lease) error {
 
 // GC disconnects what the runtime does not know any more.
 func (p Plugin) GC(args *skel.CmdArgs) error {
-	c, err := parseConfig(args)
-	if err != nil {
-		return err
-	}
-	store, err := OpenStore(c.StateDir)
+	c, store, err := open(args)
 	if err != nil {
 		return err
 	}

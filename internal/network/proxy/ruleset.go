@@ -176,9 +176,6 @@ func (r *Ruleset) remove(owner string, rules Rules) {
 	}
 }
 
-// Owners lists the owners that have rules.
-func (r *Ruleset) Owners() []string { return slices.Collect(maps.Keys(r.owners)) }
-
 // Rules returns the rules of an owner.
 func (r *Ruleset) Rules(owner string) Rules { return r.owners[owner] }
 
@@ -227,24 +224,8 @@ func (r *Ruleset) Diff(have *State) Batch {
 
 func (r *Ruleset) diff(have *State, chains, affinity map[string]bool, elements map[ElementKey]bool, hairpin map[netip.Addr]bool) Batch {
 	var b Batch
-	for name := range chains {
-		want, wanted := r.chains[name]
-		switch {
-		case wanted && !have.Chains[name]:
-			b.AddChains = append(b.AddChains, want)
-		case !wanted && have.Chains[name]:
-			b.DeleteChains = append(b.DeleteChains, name)
-		}
-	}
-	for name := range affinity {
-		want, wanted := r.affinity[name]
-		switch {
-		case wanted && !have.Affinity[name]:
-			b.AddAffinity = append(b.AddAffinity, want)
-		case !wanted && have.Affinity[name]:
-			b.DeleteAffinity = append(b.DeleteAffinity, name)
-		}
-	}
+	b.AddChains, b.DeleteChains = changes(chains, r.chains, have.Chains)
+	b.AddAffinity, b.DeleteAffinity = changes(affinity, r.affinity, have.Affinity)
 	for key := range elements {
 		chain, present := have.Elements[key]
 		claims := r.claims[key]
@@ -268,6 +249,20 @@ func (r *Ruleset) diff(have *State, chains, affinity map[string]bool, elements m
 	}
 	b.order()
 	return b
+}
+
+// changes tells, of what has one of the names, what is wanted but not there, and what the other way
+// round.
+func changes[T any](names map[string]bool, want map[string]T, have map[string]bool) (missing []T, surplus []string) {
+	for name := range names {
+		switch wanted, ok := want[name]; {
+		case ok && !have[name]:
+			missing = append(missing, wanted)
+		case !ok && have[name]:
+			surplus = append(surplus, name)
+		}
+	}
+	return missing, surplus
 }
 
 func (b *Batch) order() {

@@ -127,7 +127,7 @@ func (r *Router) Sync(own netip.Prefix, peers []Peer) error {
 	if tunnel != nil {
 		return syncNeighbours(h, tunnel, ways, false)
 	}
-	return removeLink(h, r.cfg.Tunnel)
+	return r.cfg.Namespace.RemoveLink(r.cfg.Tunnel)
 }
 
 // tunnel makes the VXLAN device and its entries for the peers that need it; nil when none does. Entries
@@ -150,7 +150,7 @@ func (r *Router) tunnel(h *netlink.Handle, up Uplink, own netip.Prefix, ways []V
 		return nil, fmt.Errorf("find link %s: %w", r.cfg.Tunnel, err)
 	}
 	if have != nil && !sameTunnel(have, want) {
-		if err := removeLink(h, r.cfg.Tunnel); err != nil {
+		if err := r.cfg.Namespace.RemoveLink(r.cfg.Tunnel); err != nil {
 			return nil, err
 		}
 		have = nil
@@ -298,20 +298,6 @@ func syncNeighbours(h *netlink.Handle, tunnel netlink.Link, ways []Via, keep boo
 	return nil
 }
 
-func removeLink(h *netlink.Handle, name string) error {
-	link, err := h.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete link %s: %w", name, err)
-	}
-	return nil
-}
-
 // Remove deletes all that Sync makes. It is no error when there is nothing.
 func (r *Router) Remove() error {
 	h, err := r.cfg.Namespace.Netlink()
@@ -319,7 +305,7 @@ func (r *Router) Remove() error {
 		return err
 	}
 	defer h.Close()
-	return errors.Join(syncRoutes(h, nil), removeLink(h, r.cfg.Tunnel))
+	return errors.Join(syncRoutes(h, nil), r.cfg.Namespace.RemoveLink(r.cfg.Tunnel))
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
