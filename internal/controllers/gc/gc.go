@@ -117,7 +117,7 @@ func (c *controller) followKind(ctx context.Context, r *api.Resource, wake func(
 		return err
 	}
 	gvk := r.Storage.WithKind(r.Kind)
-	c.graph.follow(gvk.GroupKind())
+	c.graph.follow(gvk.GroupKind(), r.Namespaced)
 	return c.deps.Client.Follow(ctx, sample.(client.Object), synced, func(e barqueclient.Event) {
 		if e.New == nil {
 			wake(c.graph.remove(e.Old.GetUID()))

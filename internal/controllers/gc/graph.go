@@ -40,7 +40,8 @@ type graph struct {
 	mu         sync.Mutex
 	objects    map[types.UID]*object
 	dependents map[types.UID]map[types.UID]bool // by owner, which may not exist
-	// kinds tells which kinds are followed: only of these is an absent owner known to be gone.
+	// kinds holds the kinds that are followed, and whether they are namespaced: only of these is an absent
+	// owner known to be gone.
 	kinds map[schema.GroupKind]bool
 }
 
@@ -118,10 +119,21 @@ func (g *graph) dependentsOf(uid types.UID) []types.UID {
 	return uids
 }
 
-func (g *graph) follow(kind schema.GroupKind) {
+func (g *graph) follow(kind schema.GroupKind, namespaced bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.kinds[kind] = true
+	g.kinds[kind] = namespaced
+}
+
+// resolvable tells whether it can be said of an owner that it is gone: its kind is known, and where it would be is, too,
+// which it is not for a namespaced owner of a cluster-scoped object.
+func (g *graph) resolvable(o *object, r metav1.OwnerReference) bool {
+	gv, err := schema.ParseGroupVersion(r.APIVersion)
+	if err != nil {
+		return false
+	}
+	namespaced, known := g.kinds[gv.WithKind(r.Kind).GroupKind()]
+	return known && (o.namespace != "" || !namespaced)
 }
 
 // action is what to do about an object.
@@ -188,8 +200,8 @@ func (g *graph) collectable(o *object) decision {
 		owner := g.objects[r.UID]
 		switch {
 		case owner == nil || !matches(o, owner, r):
-			if gv, err := schema.ParseGroupVersion(r.APIVersion); err != nil || !g.kinds[gv.WithKind(r.Kind).GroupKind()] {
-				solid = true // of a kind that nobody here knows: nothing can be said of it
+			if !g.resolvable(o, r) {
+				solid = true // nothing can be said of it
 				continue
 			}
 			d.absent = append(d.absent, r)

@@ -57,12 +57,14 @@ func TestDecide(t *testing.T) {
 		{name: "an unknown kind is not gone", objects: []*object{obj("a", func(o *object) {
 			o.owners = []metav1.OwnerReference{{APIVersion: "alien/v1", Kind: "Thing", Name: "o", UID: "o"}}
 		})}, about: "a"},
+		{name: "a namespaced owner of a cluster-scoped object is nowhere", objects: []*object{obj("a", ownedBy("o", true), func(o *object) { o.namespace = "" })}, about: "a"},
+		{name: "… not in any namespace", objects: []*object{obj("o"), obj("a", ownedBy("o", true), func(o *object) { o.namespace = "" })}, about: "a"},
 		{name: "gone already", about: "a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := newGraph()
-			g.follow(thing.GroupKind())
+			g.follow(thing.GroupKind(), true)
 			for _, o := range tt.objects {
 				g.set(o)
 			}
@@ -78,7 +80,7 @@ func TestDecide(t *testing.T) {
 func TestCascadeReachesEverything(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := newGraph()
-		g.follow(thing.GroupKind())
+		g.follow(thing.GroupKind(), true)
 		names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
 		var queue []types.UID
 		for i, n := range names {
