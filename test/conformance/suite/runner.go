@@ -154,9 +154,10 @@ func (r Runner) flags() []string {
 }
 
 // interruptible lets specs clean up when the context ends, and keeps a terminal's interrupt, which
-// ends the context, from reaching them twice.
+// ends the context, from reaching them twice: a second one cuts cleaning up short. ginkgo does not
+// pass a signal on to the processes that run specs.
 func interruptible(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = patience
 }

@@ -111,30 +111,19 @@ func (d debian) layer(ctx context.Context, files []string) (images.Layer, error)
 	return images.Files(os.DirFS(root))
 }
 
-// layers are the root file system of packages as two layers: that of base, which images share,
-// and the rest.
-func (d debian) layers(ctx context.Context, base, packages []string) ([]images.Layer, error) {
-	below, err := d.closure(ctx, base)
+// above is the layer that adds packages to a root file system of others, whose package files and layer
+// are given. It may be empty.
+func (d debian) above(ctx context.Context, below []string, lower images.Layer, packages []string) (images.Layer, error) {
+	all, err := d.closure(ctx, packages)
 	if err != nil {
 		return nil, err
 	}
-	all, err := d.closure(ctx, append(slices.Clone(base), packages...))
-	if err != nil {
-		return nil, err
+	more := slices.DeleteFunc(all, func(file string) bool { return slices.Contains(below, file) })
+	if len(more) == 0 {
+		return nil, nil
 	}
-	lower, err := d.layer(ctx, below)
-	if err != nil {
-		return nil, err
-	}
-	above := slices.DeleteFunc(all, func(file string) bool { return slices.Contains(below, file) })
-	if len(above) == 0 {
-		return []images.Layer{lower}, nil
-	}
-	upper, err := d.layer(ctx, above)
-	if err != nil {
-		return nil, err
-	}
-	return []images.Layer{lower, withoutDirectories(upper, lower)}, nil
+	upper, err := d.layer(ctx, more)
+	return withoutDirectories(upper, lower), err
 }
 
 // withoutDirectories leaves out the directories and links that the layer below has: they would

@@ -34,7 +34,7 @@ type Archive struct {
 
 // Make makes the named images, or finds them made, in the folder dir.
 func Make(ctx context.Context, dir string, names []string, progress func(string, ...any)) (Archive, error) {
-	m := maker{dir: dir, debian: debian{dir: filepath.Join(dir, "debian")}, layers: map[string][]images.Layer{}, progress: progress}
+	m := maker{dir: dir, debian: debian{dir: filepath.Join(dir, "debian")}, above: map[string]images.Layer{}, progress: progress}
 	var err error
 	if m.module, err = programs.Dir(ctx); err != nil {
 		return Archive{}, err
@@ -92,8 +92,11 @@ func Short(name string) string {
 type maker struct {
 	dir, module string
 	debian      debian
-	layers      map[string][]images.Layer
-	progress    func(string, ...any)
+	// baseFiles are the packages of the layer base, and above the layers on it by their packages.
+	baseFiles []string
+	base      images.Layer
+	above     map[string]images.Layer
+	progress  func(string, ...any)
 }
 
 // key changes when other images have to be made.
@@ -152,17 +155,28 @@ func (m *maker) image(ctx context.Context, name string, names []string) (images.
 	return image, nil
 }
 
-// root is the root file system of packages.
+// root is the root file system of packages as two layers: base, which images share, and the rest.
 func (m *maker) root(ctx context.Context, packages []string) ([]images.Layer, error) {
+	if m.base == nil {
+		var err error
+		if m.baseFiles, err = m.debian.closure(ctx, base); err != nil {
+			return nil, err
+		}
+		if m.base, err = m.debian.layer(ctx, m.baseFiles); err != nil {
+			return nil, err
+		}
+	}
 	key := strings.Join(packages, " ")
-	if layers, ok := m.layers[key]; ok {
-		return layers, nil
+	if _, ok := m.above[key]; !ok {
+		var err error
+		if m.above[key], err = m.debian.above(ctx, m.baseFiles, m.base, slices.Concat(base, packages)); err != nil {
+			return nil, err
+		}
 	}
-	layers, err := m.debian.layers(ctx, base, packages)
-	if err == nil {
-		m.layers[key] = layers
+	if len(m.above[key]) == 0 {
+		return []images.Layer{m.base}, nil
 	}
-	return layers, err
+	return []images.Layer{m.base, m.above[key]}, nil
 }
 
 // build builds a recipe's programs.
