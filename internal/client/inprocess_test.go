@@ -23,6 +23,7 @@ import (
 	"barque.dev/internal/apiserver/registry"
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
 	"barque.dev/internal/store/etcd/etcdtest"
 )
 
@@ -33,7 +34,12 @@ func TestMain(m *testing.M) {
 // start returns a client of a server of its own. cfg bounds its history.
 func start(t *testing.T, cfg store.Config) *barqueclient.InProcess {
 	t.Helper()
-	cfg.Backend, cfg.CompactEvery = etcdtest.New(t, 1, nil).Member(0), -1
+	return startOn(t, etcdtest.New(t, 1, nil).Member(0), cfg)
+}
+
+func startOn(t *testing.T, member *etcd.Member, cfg store.Config) *barqueclient.InProcess {
+	t.Helper()
+	cfg.Backend, cfg.CompactEvery = member, -1
 	st, err := store.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
