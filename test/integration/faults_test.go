@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -226,78 +224,6 @@ func lives(dir, pod string) map[string]time.Time {
 	for _, f := range files {
 		if info, err := os.Stat(f); err == nil {
 			found[strings.TrimPrefix(filepath.Base(f), pod+".")] = info.ModTime()
-		}
-	}
-	return found
-}
-
-// vipWindow is for how long answers to one question are collected.
-const vipWindow = 100 * time.Millisecond
-
-// watchVIP asks by ARP who has the virtual IP, all the time, and returns the longest time for which
-// more than one machine answered.
-func (c *cluster) watchVIP(t *testing.T) (doubled func() time.Duration) {
-	t.Helper()
-	link, err := net.InterfaceByName("bq" + c.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const arp = unix.ETH_P_ARP<<8&0xff00 | unix.ETH_P_ARP>>8
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, arp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: arp, Ifindex: link.Index}); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000}); err != nil {
-		t.Fatal(err)
-	}
-	vip := c.VIP.As4()
-	ask := question(link.HardwareAddr, c.Subnet.Addr().Next().As4(), vip)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var mu sync.Mutex
-	var longest time.Duration
-	var done sync.WaitGroup
-	done.Go(func() {
-		var since time.Time // when two began to answer
-		for ctx.Err() == nil {
-			_, _ = unix.Write(fd, ask)
-			if len(answersTo(fd, vip, vipWindow)) < 2 {
-				since = time.Time{}
-				continue
-			}
-			if since.IsZero() {
-				since = time.Now()
-			}
-			mu.Lock()
-			longest = max(longest, time.Since(since))
-			mu.Unlock()
-		}
-	})
-	t.Cleanup(func() { cancel(); done.Wait(); _ = unix.Close(fd) })
-	return func() time.Duration { mu.Lock(); defer mu.Unlock(); return longest }
-}
-
-// question is the frame of an ARP request (RFC 826).
-func question(hw net.HardwareAddr, own, target [4]byte) []byte {
-	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, hw...)
-	frame = append(frame, 0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1)
-	frame = append(append(frame, hw...), own[:]...)
-	return append(append(frame, 0, 0, 0, 0, 0, 0), target[:]...)
-}
-
-// answersTo collects the hardware addresses that are told for an address within a time.
-func answersTo(fd int, address [4]byte, within time.Duration) map[string]bool {
-	found := map[string]bool{}
-	buf := make([]byte, 128)
-	for end := time.Now().Add(within); time.Now().Before(end); {
-		n, err := unix.Read(fd, buf)
-		if err != nil || n < 42 || binary.BigEndian.Uint16(buf[20:]) != 2 {
-			continue
-		}
-		if [4]byte(buf[28:32]) == address {
-			found[string(buf[22:28])] = true
 		}
 	}
 	return found

@@ -79,6 +79,9 @@ func prepare() error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build stock kubectl: %w: %s", err, out)
 	}
+	if err := os.RemoveAll(keptLogs()); err != nil {
+		return err
+	}
 	return cleanUp()
 }
 
@@ -144,12 +147,14 @@ func (c *cluster) down() error {
 	return local.Down(ctx, c.dir, func(string, ...any) {})
 }
 
+// keptLogs is where the logs of clusters in which a test failed are kept, a directory each.
+func keptLogs() string { return filepath.Join("..", "..", ".cache", "integration-logs") }
+
 // printLogs shows the last lines of every machine's log, and keeps the logs whole in .cache, since
 // whoever reads a failure wants to see the tests' own words first.
 func (c *cluster) printLogs(w io.Writer) {
 	const lines, width = 5, 300
-	kept := filepath.Join("..", "..", ".cache", "integration-logs")
-	_ = os.RemoveAll(kept)
+	kept := filepath.Join(keptLogs(), filepath.Base(c.dir))
 	_ = os.MkdirAll(kept, 0o755)
 	logs, _ := filepath.Glob(filepath.Join(c.dir, "*.log"))
 	for _, name := range logs {
@@ -159,7 +164,7 @@ func (c *cluster) printLogs(w io.Writer) {
 		}
 		_ = os.WriteFile(filepath.Join(kept, filepath.Base(name)), data, 0o644)
 		all := strings.Split(strings.TrimSpace(string(data)), "\n")
-		_, _ = fmt.Fprintf(w, "--- %s (whole in .cache/integration-logs)\n", filepath.Base(name))
+		_, _ = fmt.Fprintf(w, "--- %s (whole in .cache/integration-logs/%s)\n", filepath.Base(name), filepath.Base(c.dir))
 		for _, line := range all[max(0, len(all)-lines):] {
 			_, _ = fmt.Fprintln(w, line[:min(len(line), width)])
 		}
