@@ -78,41 +78,68 @@ func (c *Cluster) probe(ctx context.Context, m *Machine) error {
 	return err
 }
 
-// createToken makes a token for the machines that `up` starts; it lives as long as that takes.
-func (c *Cluster) createToken(ctx context.Context) (string, error) {
+// createToken makes a token for the machines that `up` starts.
+func (c *Cluster) createToken(ctx context.Context) (token string, err error) {
+	err = c.throughAny(func(client kubernetes.Interface, config *rest.Config) error {
+		hash, err := join.HashOfPEM(config.CAData)
+		if err != nil {
+			return err
+		}
+		made, err := join.Create(ctx, client, join.CreateOptions{
+			CAHash: hash, Usages: []join.Usage{join.UsageServer, join.UsageAgent}, TTL: tokenLife, Description: "made by barque up",
+		}, time.Now())
+		token = made.String()
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("create a token for the machines to come: %w", err)
+	}
+	return token, nil
+}
+
+// revokeToken takes a token back once nobody needs it, whether `up` succeeds or not.
+func (c *Cluster) revokeToken(ctx context.Context, token string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
+	defer cancel()
+	err := c.throughAny(func(client kubernetes.Interface, _ *rest.Config) error { return join.Delete(ctx, client, token) })
+	if err != nil {
+		return fmt.Errorf("revoke the token that machines joined with, which ends by itself within %v: %w", tokenLife, err)
+	}
+	return nil
+}
+
+// throughAny does something through one server after the other until it succeeds.
+func (c *Cluster) throughAny(do func(kubernetes.Interface, *rest.Config) error) error {
+	err := errors.New("no server runs")
 	var errs []error
 	for _, m := range c.Machines {
 		if m.Role != RoleServer || !m.Running() {
 			continue
 		}
-		config, err := c.MachineConfig(m)
-		if err == nil {
-			var client kubernetes.Interface
+		var config *rest.Config
+		var client kubernetes.Interface
+		if config, err = c.MachineConfig(m); err == nil {
 			if client, err = kubernetes.NewForConfig(config); err == nil {
-				var token string
-				if token, err = newToken(ctx, client, config); err == nil {
-					return token, nil
-				}
+				err = do(client, config)
 			}
+		}
+		if err == nil {
+			return nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
 	}
-	return "", fmt.Errorf("create a token for the machines to come: %w", errors.Join(errs...))
-}
-
-func newToken(ctx context.Context, client kubernetes.Interface, config *rest.Config) (string, error) {
-	hash, err := join.HashOfPEM(config.CAData)
-	if err != nil {
-		return "", err
+	if len(errs) == 0 {
+		return err
 	}
-	token, err := join.Create(ctx, client, join.CreateOptions{
-		CAHash: hash, Usages: []join.Usage{join.UsageServer, join.UsageAgent}, TTL: tokenLife, Description: "made by barque up",
-	}, time.Now())
-	return token.String(), err
+	return errors.Join(errs...)
 }
 
-// tokenLife is more than machines need to start.
-const tokenLife = 10 * time.Minute
+const (
+	// tokenLife is more than machines need to start; a `barque up` that is killed leaves its token
+	// for so long.
+	tokenLife     = 10 * time.Minute
+	revokeTimeout = 5 * time.Second
+)
 
 // WaitNodes waits until every machine is a Ready node.
 func (c *Cluster) WaitNodes(ctx context.Context, progress func(string, ...any)) error {

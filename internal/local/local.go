@@ -78,7 +78,8 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	defer unlock()
 
 	c, err := Load(dir)
-	if errors.Is(err, os.ErrNotExist) {
+	fresh := errors.Is(err, os.ErrNotExist)
+	if fresh {
 		if err = ours(dir); err != nil {
 			_ = os.Remove(filepath.Join(dir, lockFile))
 			return nil, err
@@ -94,10 +95,35 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 	if err := c.save(); err != nil {
 		return nil, err
 	}
-	if err := c.connect(); err != nil {
-		return nil, err
+	err = c.connect()
+	if err == nil {
+		err = c.startAll(ctx, o)
 	}
-	return c, c.startAll(ctx, o)
+	switch {
+	case err == nil:
+		return c, nil
+	case fresh && !c.founded():
+		return nil, c.undo(ctx, err)
+	default:
+		return c, fmt.Errorf("%w (logs are in %s); what runs stays: `barque up` goes on from here, `barque down` removes it all", err, dir)
+	}
+}
+
+// undoTimeout bounds the removal of a cluster that did not come to be.
+const undoTimeout = 30 * time.Second
+
+// undo removes a cluster whose first server did not start, which therefore holds nothing.
+func (c *Cluster) undo(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := c.removeKernelObjects(ctx)
+	if err == nil {
+		err = removeFiles(c.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; what was made so far could not be removed: %w; `barque down --dir %s` tries again", cause, err, c.Dir)
+	}
+	return fmt.Errorf("%w; what was made so far was removed again", cause)
 }
 
 // startAll starts the machines that do not run: a founding server first, then the others by
@@ -136,14 +162,21 @@ func (c *Cluster) reviveMembers(ctx context.Context, o Options) error {
 	return nil
 }
 
-func (c *Cluster) joinRest(ctx context.Context, o Options, rest []*Machine, started time.Time) error {
+func (c *Cluster) joinRest(ctx context.Context, o Options, rest []*Machine, started time.Time) (err error) {
 	token := ""
+	defer func() {
+		if token == "" {
+			return
+		}
+		if rerr := c.revokeToken(ctx, token); rerr != nil {
+			o.Log.Warn("a token is left behind", "error", rerr)
+		}
+	}()
 	for _, m := range rest {
 		if m.Running() {
 			continue
 		}
 		if token == "" {
-			var err error
 			if token, err = c.createToken(ctx); err != nil {
 				return err
 			}
@@ -155,6 +188,9 @@ func (c *Cluster) joinRest(ctx context.Context, o Options, rest []*Machine, star
 	}
 	for _, m := range rest {
 		if m.Role != RoleServer {
+			if err := c.waitJoined(ctx, m); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := c.waitReady(ctx, m); err != nil {

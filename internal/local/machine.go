@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -136,6 +137,8 @@ func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string
 	if err := m.plug(); err != nil {
 		return err
 	}
+	// Should the last process here have been killed with its whole group, that would kill the next, too.
+	removeEmptyCgroup(m.processGroup())
 	group, err := makeCgroup(m.processGroup())
 	if err != nil {
 		return err
@@ -157,7 +160,7 @@ func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string
 	}
 	startTime, err := processStart(cmd.Process.Pid)
 	if err != nil {
-		return fmt.Errorf("start %s: it ended at once: see %s", m.Name, m.LogFile())
+		return fmt.Errorf("start %s: it ended at once: %s", m.Name, m.lastWords())
 	}
 	if err := os.WriteFile(m.pidFile(), fmt.Appendf(nil, "%d %s\n", cmd.Process.Pid, startTime), 0o600); err != nil {
 		return fmt.Errorf("start %s: %w", m.Name, err)
@@ -206,45 +209,73 @@ func processStart(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return startOf(data)
+}
+
+// startOf reads the start time from a process' stat file, unless the process has ended.
+func startOf(stat []byte) (string, error) {
 	// The command's name may hold spaces and parentheses; fields are counted after the last.
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
-		return "", fmt.Errorf("process %d has ended", pid)
+		return "", errEnded
 	}
 	// While a thread other than the first one executes a program, the first is a zombie for a
 	// moment, and the process lives: it has more threads (field 20).
 	if (fields[0] == "Z" || fields[0] == "X") && len(fields[17]) == 1 && fields[17] <= "1" {
-		return "", fmt.Errorf("process %d has ended", pid)
+		return "", errEnded
 	}
 	return fields[19], nil
 }
 
+var errEnded = errors.New("the process has ended")
+
 // waitReady waits until m's API server says that it is ready, or its process has ended.
 func (c *Cluster) waitReady(ctx context.Context, m *Machine) error {
+	return m.await(ctx, "ready", func() error { return c.probe(ctx, m) })
+}
+
+// waitJoined waits until a machine is a member of the cluster, or its process has ended.
+func (c *Cluster) waitJoined(ctx context.Context, m *Machine) error {
+	return m.await(ctx, "a member of the cluster", func() error {
+		if !m.joined() {
+			return errors.New("it has not joined")
+		}
+		return nil
+	})
+}
+
+// await waits until check returns nil, or the machine's process has ended.
+func (m *Machine) await(ctx context.Context, what string, check func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	var last error
 	for {
-		if last = c.probe(ctx, m); last == nil {
+		err := check()
+		if err == nil {
 			return nil
 		}
 		if !m.Running() {
-			return fmt.Errorf("%s ended before it was ready: %s (its log is %s)", m.Name, lastLine(m.LogFile()), m.LogFile())
+			return fmt.Errorf("%s ended before it was %s: %s", m.Name, what, m.lastWords())
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w (its log is %s)", m.Name, last, m.LogFile())
+			return fmt.Errorf("%s is not %s: %w; the end of its log: %s", m.Name, what, err, m.lastWords())
 		case <-tick.C:
 		}
 	}
 }
 
-// lastLine is the end of a log, for an error message.
-func lastLine(path string) string {
-	data, err := os.ReadFile(path)
+// lastWords is the machine's last complaint, for an error message: the last line of its log that
+// tells of an error, or the last one.
+func (m *Machine) lastWords() string {
+	data, err := os.ReadFile(m.LogFile())
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	for _, line := range slices.Backward(lines) {
+		if strings.HasPrefix(line, "barque: ") || strings.Contains(line, " level=ERROR ") {
+			return line
+		}
+	}
 	return lines[len(lines)-1]
 }
