@@ -33,7 +33,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +49,7 @@ import (
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/server"
 	"barque.dev/internal/agent/worker"
+	"barque.dev/internal/run"
 )
 
 // Defaults of a Config.
@@ -208,66 +208,45 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	if err := a.cgroups.Init(); err != nil {
 		return fmt.Errorf("agent: cgroups of pods: %w", err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var all sync.WaitGroup
-	defer all.Wait()
-	run := func(what string, f func(ctx context.Context) error) {
-		all.Add(1)
-		go func() {
-			defer all.Done()
-			if err := f(ctx); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("agent: %s: %w", what, err))
-			}
-		}()
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop, err := a.assemble(ctx)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	defer cancel(nil)
-
-	api, err := a.newServer()
+	defer cancel()
+	services, err := a.services(ctx)
 	if err != nil {
 		return err
 	}
-	steps := make(chan struct{}, 2)
-	step := func() { steps <- struct{}{} }
-	run("node API", func(ctx context.Context) error { return api.Run(ctx, step) })
+	if err := run.Group(ctx, a.Log, ready, services...); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	return nil
+}
+
+// services lists what the agent does. Pods come last: the node has to be registered, and what
+// tells about them at work.
+func (a *Agent) services(ctx context.Context) ([]run.Service, error) {
+	api, err := a.newServer()
+	if err != nil {
+		return nil, err
+	}
+	services := []run.Service{{Name: "node API", Run: api.Run}}
 	if a.LiveServers != nil {
 		monitor, err := a.newMonitor(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		run("live connections", monitor.Run)
+		services = append(services, run.Func("live connections", monitor.Run))
 	}
-	var once sync.Once
-	run("node status", func(ctx context.Context) error {
-		return a.node.Run(ctx, func() {
-			once.Do(func() {
-				run("pods", func(ctx context.Context) error { return a.followPods(ctx, step) })
-			})
-		})
-	})
-	run("runtime events", a.followRuntime)
-	run("housekeeping", a.keepHouse)
-	for range cap(steps) {
-		select {
-		case <-steps:
-			continue
-		case <-ctx.Done():
-		}
-		break
-	}
-	if ctx.Err() == nil {
-		ready()
-	}
-	<-ctx.Done()
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return append(services,
+		run.Func("runtime events", a.followRuntime),
+		run.Func("housekeeping", a.keepHouse),
+		run.Service{Name: "node status", Run: a.node.Run},
+		run.Service{Name: "pods", Run: a.followPods},
+	), nil
 }
 
 func (a *Agent) newServer() (*server.Server, error) {

@@ -26,43 +26,8 @@ import (
 func (a *Agent) followPods(ctx context.Context, ready func()) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(a.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", a.NodeName).String()
-	}), informers.WithTransform(func(o any) (any, error) {
-		if pod, ok := o.(*corev1.Pod); ok {
-			pod.ManagedFields = nil
-		}
-		return o, nil
-	}))
-	informer := factory.Core().V1().Pods().Informer()
-	mine := func(o any) (*corev1.Pod, bool) {
-		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = gone.Obj
-		}
-		pod, ok := o.(*corev1.Pod)
-		return pod, ok && pod.Spec.NodeName == a.NodeName
-	}
-	handle, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(o any) {
-			if pod, ok := mine(o); ok {
-				a.parts.workers.Update(pod)
-			}
-		},
-		UpdateFunc: func(before, o any) {
-			old, _ := mine(before)
-			pod, ok := mine(o)
-			if !ok {
-				return
-			}
-			if old != nil && old.UID != pod.UID {
-				a.parts.workers.Delete(old) // deleted and made anew while the watch was down
-			}
-			a.parts.workers.Update(pod)
-		},
-		DeleteFunc: func(o any) {
-			if pod, ok := mine(o); ok {
-				a.parts.workers.Delete(pod)
-			}
-		},
-	})
+	}), informers.WithTransform(slim))
+	handle, err := factory.Core().V1().Pods().Informer().AddEventHandler(a.podHandlers())
 	if err != nil {
 		return fmt.Errorf("follow pods: %w", err)
 	}
@@ -87,6 +52,53 @@ func (a *Agent) followPods(ctx context.Context, ready func()) error {
 	ready()
 	<-ctx.Done()
 	return nil
+}
+
+// podHandlers hand each pod of the node to its worker.
+func (a *Agent) podHandlers() cache.ResourceEventHandlerFuncs {
+	mine := func(o any) (*corev1.Pod, bool) {
+		pod, ok := alsoGone(o).(*corev1.Pod)
+		return pod, ok && pod.Spec.NodeName == a.NodeName
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(o any) {
+			if pod, ok := mine(o); ok {
+				a.parts.workers.Update(pod)
+			}
+		},
+		UpdateFunc: func(before, o any) {
+			old, _ := mine(before)
+			pod, ok := mine(o)
+			if !ok {
+				return
+			}
+			if old != nil && old.UID != pod.UID {
+				a.parts.workers.Delete(old) // deleted and made anew while the watch was down
+			}
+			a.parts.workers.Update(pod)
+		},
+		DeleteFunc: func(o any) {
+			if pod, ok := mine(o); ok {
+				a.parts.workers.Delete(pod)
+			}
+		},
+	}
+}
+
+// slim drops what nobody here looks at from an object that an informer is to hold.
+func slim(o any) (any, error) {
+	if m, ok := o.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	return o, nil
+}
+
+// alsoGone returns the object itself for one whose deletion the informer did not see.
+func alsoGone(o any) any {
+	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		return gone.Obj
+	}
+	return o
 }
 
 // The delays between attempts to follow the runtime's events, and the interval at which a runtime

@@ -129,16 +129,10 @@ type view struct {
 
 func newView(client kubernetes.Interface, name string, ips []string, reporter *nodestatus.Reporter) *view {
 	v := &view{client: client, name: name, ips: ips, reporter: reporter}
-	slim := informers.WithTransform(func(o any) (any, error) {
-		if m, ok := o.(metav1.Object); ok {
-			m.SetManagedFields(nil)
-		}
-		return o, nil
-	})
-	v.factory = informers.NewSharedInformerFactoryWithOptions(client, 0, slim)
+	v.factory = informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	v.services = v.factory.Core().V1().Services().Lister()
 	v.synced = v.factory.Core().V1().Services().Informer().HasSynced
-	v.nodes = informers.NewSharedInformerFactoryWithOptions(client, 0, slim, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+	v.nodes = informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = "metadata.name=" + name
 	}))
 	return v
@@ -155,10 +149,7 @@ func (v *view) start(ctx context.Context, known func()) {
 		AddFunc:    seen,
 		UpdateFunc: func(_, o any) { seen(o) },
 		DeleteFunc: func(o any) {
-			if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-				o = gone.Obj
-			}
-			if n, ok := o.(*corev1.Node); ok && n.Name == v.name {
+			if n, ok := alsoGone(o).(*corev1.Node); ok && n.Name == v.name {
 				v.reporter.Lost()
 			}
 		},
