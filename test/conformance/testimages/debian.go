@@ -98,9 +98,8 @@ func (d debian) layer(ctx context.Context, files []string) (images.Layer, error)
 		}
 	}
 	for _, file := range files {
-		cmd := exec.CommandContext(ctx, "dpkg-deb", "-x", file, root)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("unpack %s: %w: %s", file, err, bytes.TrimSpace(out))
+		if err := unpack(ctx, file, root); err != nil {
+			return nil, fmt.Errorf("unpack %s: %w", file, err)
 		}
 	}
 	for _, name := range useless {
@@ -109,6 +108,28 @@ func (d debian) layer(ctx context.Context, files []string) (images.Layer, error)
 		}
 	}
 	return images.Files(os.DirFS(root))
+}
+
+// unpack unpacks one package. tar has to be told not to put directories in the place of the links
+// to merged ones, which dpkg-deb's own way of calling it does not.
+func unpack(ctx context.Context, file, root string) error {
+	read := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", file)
+	write := exec.CommandContext(ctx, "tar", "-x", "-p", "--keep-directory-symlink", "-C", root)
+	var reading, writing bytes.Buffer
+	read.Stderr, write.Stderr = &reading, &writing
+	pipe, err := read.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	write.Stdin = pipe
+	if err := read.Start(); err != nil {
+		return err
+	}
+	written := write.Run()
+	if err := errors.Join(written, read.Wait()); err != nil {
+		return fmt.Errorf("%w: %s%s", err, reading.Bytes(), writing.Bytes())
+	}
+	return nil
 }
 
 // above is the layer that adds packages to a root file system of others, whose package files and layer

@@ -106,7 +106,7 @@ func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, er
 		return "", err
 	}
 	hash := sha256.New()
-	_, _ = fmt.Fprintln(hash, version, base)
+	_, _ = fmt.Fprintln(hash, version, base, merged, useless)
 	known := recipes()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		r := known[name]
