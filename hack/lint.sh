@@ -18,3 +18,10 @@ go mod verify
 go mod tidy -diff
 go vet ./...
 go tool staticcheck ./...
+for module in test/*/go.mod; do
+	(
+		cd "$(dirname "$module")"
+		go mod tidy -diff
+		go vet ./...
+	)
+done
