@@ -76,9 +76,11 @@ func (m *Machine) PID() int {
 // processGroup is the control group of the machine's own process.
 func (m *Machine) processGroup() string { return m.cgroup() + "/barque" }
 
-// isProcess tells whether the process is a barque with the machine's data directory.
+// isProcess tells whether the process is a barque with the machine's data directory, and not a child of
+// one that is about to execute another program.
 func (m *Machine) isProcess(pid int) bool {
-	if _, err := processStart(pid); err != nil {
+	found, err := statOf(pid)
+	if err != nil || found.session != strconv.Itoa(pid) {
 		return false
 	}
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
@@ -116,7 +118,8 @@ func (m *Machine) Kill() error {
 const killTimeout = 10 * time.Second
 
 // PowerOff ends the whole machine at once, without a word to anybody: its cable is gone and
-// so is every process, containers included. `barque up` starts it again.
+// so is every process, containers included, and what its kernel knew of addresses and routes.
+// `barque up` starts it again.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	if err := m.unplug(); err != nil {
 		return err
@@ -126,7 +129,7 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	}
 	// A process that is started straight into a control group which was killed before dies at
 	// once (cgroup_post_fork compares the groups' kill_seq): the next start needs a new group.
-	return errors.Join(m.clean(ctx), removeCgroup(m.cgroup()))
+	return errors.Join(m.clean(ctx), removeCgroup(m.cgroup()), deleteNamespace(m.NetNS()))
 }
 
 // start runs the machine's process unless it runs already. It outlives this one.
@@ -203,28 +206,41 @@ func (c *Cluster) entrance() string {
 }
 
 // processStart is the start time of a process in clock ticks since boot, which together with
-// the pid names a process for ever (proc_pid_stat(5), field 22).
+// the pid names a process for ever.
 func processStart(pid int) (string, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return "", err
-	}
-	return startOf(data)
+	found, err := statOf(pid)
+	return found.start, err
 }
 
-// startOf reads the start time from a process' stat file, unless the process has ended.
-func startOf(stat []byte) (string, error) {
-	// The command's name may hold spaces and parentheses; fields are counted after the last.
+// processStat is what counts here of a process' stat file (proc_pid_stat(5)).
+type processStat struct {
+	session string // the pid of its session's leader
+	start   string // in clock ticks since boot
+}
+
+func statOf(pid int) (processStat, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return processStat{}, err
+	}
+	return parseStat(data)
+}
+
+// parseStat reads a process' stat file, unless the process has ended.
+func parseStat(stat []byte) (processStat, error) {
+	// The command's name, the second field, may hold spaces and parentheses: the others begin after the
+	// last.
+	const state, session, threads, start, first = 3, 6, 20, 22, 3
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return "", errEnded
+	if len(fields) <= start-first {
+		return processStat{}, errEnded
 	}
 	// While a thread other than the first one executes a program, the first is a zombie for a
-	// moment, and the process lives: it has more threads (field 20).
-	if (fields[0] == "Z" || fields[0] == "X") && len(fields[17]) == 1 && fields[17] <= "1" {
-		return "", errEnded
+	// moment, and the process lives: it has more threads.
+	if s, n := fields[state-first], fields[threads-first]; (s == "Z" || s == "X") && (n == "0" || n == "1") {
+		return processStat{}, errEnded
 	}
-	return fields[19], nil
+	return processStat{session: fields[session-first], start: fields[start-first]}, nil
 }
 
 var errEnded = errors.New("the process has ended")

@@ -19,10 +19,10 @@ import (
 
 // stat makes a process' stat file (proc_pid_stat(5)).
 func stat(name, state string, threads int, start string) []byte {
-	return fmt.Appendf(nil, "77 (%s) %s 1 77 77 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 %d 0 %s 1 1 1\n", name, state, threads, start)
+	return fmt.Appendf(nil, "77 (%s) %s 1 77 75 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 %d 0 %s 1 1 1\n", name, state, threads, start)
 }
 
-func TestStartOf(t *testing.T) {
+func TestParseStat(t *testing.T) {
 	for name, tt := range map[string]struct {
 		stat  []byte
 		start string
@@ -39,9 +39,9 @@ func TestStartOf(t *testing.T) {
 		"it is cut short":       {[]byte("77 (barque) S 1 77"), "", true},
 		"it is empty":           {nil, "", true},
 	} {
-		start, err := startOf(tt.stat)
-		if start != tt.start || (err != nil) != tt.ended {
-			t.Errorf("%s: %q, %v", name, start, err)
+		found, err := parseStat(tt.stat)
+		if found.start != tt.start || (err != nil) != tt.ended || !tt.ended && found.session != "75" {
+			t.Errorf("%s: %+v, %v", name, found, err)
 		}
 	}
 }
@@ -78,7 +78,8 @@ func scripted(t *testing.T, dir, script string) Options {
 	return Options{Dir: dir, Servers: 1, Program: program, Progress: func(string, ...any) {}, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 }
 
-// A machine that was killed has ended when Kill returns: it can be started again at once.
+// A machine that was killed has ended when Kill returns: it can be started again at once, although
+// what its process started lives on in its group, and had the process' command line until a moment ago.
 func TestKillAndStart(t *testing.T) {
 	c, o := alone(t, "sleep 1000")
 	m, last := c.Machines[0], 0

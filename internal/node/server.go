@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -74,6 +75,7 @@ type Server struct {
 func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 	etcd.TunePeerStreams()
 	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer s.close()
 	for _, step := range []func(context.Context) error{
 		s.checkKernel, s.openHome, s.listen, s.enter, s.openStore, s.openAPI, s.openLoops, s.openWorker,

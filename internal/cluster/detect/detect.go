@@ -250,9 +250,9 @@ func (d *Detector) suspect(ctx context.Context, leader uint64, cause error) {
 		waitFor(ctx, d.cfg.Member.LeaderChanged(), idlePoll)
 		return
 	}
-	log := d.log.With("leader", fmt.Sprintf("%x", leader))
+	log := d.log.With("lost", fmt.Sprintf("%x", leader))
 	if member, ok := find(d.cfg.Member.Members(), leader); ok && member.Name != "" {
-		log = d.log.With("leader", member.Name)
+		log = d.log.With("lost", member.Name)
 	}
 	log.Warn("the leader is gone", "cause", cause)
 	if err := d.cfg.Member.ForgetLeader(ctx, leader); err != nil {

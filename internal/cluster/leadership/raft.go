@@ -17,6 +17,7 @@ type raftMember interface {
 	Leader() uint64
 	Term() uint64
 	LeaderChanged() <-chan struct{}
+	ReadIndex(ctx context.Context) (int64, error)
 	Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error)
 	Txn(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error)
 }
@@ -193,7 +194,11 @@ func (e *raftElector) holds(ctx context.Context, createRevision int64) bool {
 
 // fence implements elector.
 func (e *raftElector) fence(ctx context.Context, key string) ([]*mvccpb.KeyValue, error) {
-	resp, err := e.raft.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(key)})
+	// In two steps, since etcd logs a consistent range that takes longer than its caller waits.
+	if _, err := e.raft.ReadIndex(ctx); err != nil {
+		return nil, err
+	}
+	resp, err := e.raft.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(key), Serializable: true})
 	if err != nil {
 		return nil, err
 	}

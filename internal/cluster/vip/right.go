@@ -16,8 +16,13 @@ type right struct {
 	mu      sync.Mutex
 	asked   time.Time // the question behind the last answer; zero for none
 	doubted time.Time // answers to what was asked before count no longer
-	silent  bool      // told so in the log
+	silent  time.Time // since when it is; zero when it is not
+	told    bool      // that it is silent, in the log
 }
+
+// tellAfter is how long a holder is silent before the log tells: on a busy machine an answer may come too
+// late now and then.
+const tellAfter = time.Second
 
 // relies is the decision: whether an answer to what was asked then still holds now.
 func relies(asked, now time.Time) bool {
@@ -43,16 +48,28 @@ func (r *right) stands(ctx context.Context) bool {
 		asked = time.Time{}
 	}
 	r.asked = asked
-	stands := relies(asked, time.Now())
-	if silent := !stands && ctx.Err() == nil; silent != r.silent {
-		r.silent = silent
-		if silent {
-			r.log.Warn("no majority confirms that this server leads: it is silent about the virtual IP", "error", err)
-		} else {
-			r.log.Info("this server answers for the virtual IP again")
-		}
+	now := time.Now()
+	stands := relies(asked, now)
+	if ctx.Err() == nil {
+		r.tell(stands, now, err)
 	}
 	return stands
+}
+
+// tell notes in the log that the holder is silent for long, and that it speaks again.
+func (r *right) tell(stands bool, now time.Time, err error) {
+	switch {
+	case stands:
+		if r.told {
+			r.log.Info("this server answers for the virtual IP again", "after", now.Sub(r.silent))
+		}
+		r.silent, r.told = time.Time{}, false
+	case r.silent.IsZero():
+		r.silent = now
+	case !r.told && now.Sub(r.silent) >= tellAfter:
+		r.told = true
+		r.log.Warn("no majority confirms that this server leads: it is silent about the virtual IP", "error", err)
+	}
 }
 
 // doubt forgets the last answer: only what is asked from now on counts.
