@@ -1,0 +1,175 @@
+package membership_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/store/etcd"
+)
+
+// fake is a member of a cluster that exists in memory alone.
+type fake struct {
+	id uint64
+
+	mu       sync.Mutex
+	leader   uint64
+	members  []etcd.MemberInfo
+	alive    map[uint64]bool
+	failures []error // of the next changes, one each
+	calls    []string
+}
+
+func (f *fake) ID() uint64 { return f.id }
+
+func (f *fake) Leader() uint64 { f.mu.Lock(); defer f.mu.Unlock(); return f.leader }
+
+func (f *fake) Members() []etcd.MemberInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.members)
+}
+
+func (f *fake) Reachable(context.Context) map[uint64]bool { return f.alive }
+
+// change notes a call, fails if it is to, or else does what it is for.
+func (f *fake) change(do func(), format string, args ...any) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+	if len(f.failures) > 0 {
+		err := f.failures[0]
+		f.failures = f.failures[1:]
+		return err
+	}
+	do()
+	return nil
+}
+
+func (f *fake) AddLearner(_ context.Context, url string) ([]etcd.MemberInfo, error) {
+	err := f.change(func() {
+		f.members = append(f.members, etcd.MemberInfo{ID: 100, PeerURLs: []string{url}, Learner: true})
+	}, "add %s", url)
+	if err != nil {
+		return nil, err
+	}
+	return f.Members(), nil
+}
+
+func (f *fake) Promote(_ context.Context, id uint64) error {
+	return f.change(func() {
+		for i := range f.members {
+			if f.members[i].ID == id {
+				f.members[i].Learner = false
+			}
+		}
+	}, "promote %d", id)
+}
+
+func (f *fake) Remove(_ context.Context, id uint64) error {
+	return f.change(func() {
+		f.members = slices.DeleteFunc(f.members, func(m etcd.MemberInfo) bool { return m.ID == id })
+	}, "remove %d", id)
+}
+
+func (f *fake) MoveLeader(_ context.Context, to uint64) error {
+	return f.change(func() { f.leader = to }, "move to %d", to)
+}
+
+func three() *fake {
+	return &fake{id: 1, leader: 1, alive: map[uint64]bool{1: true, 2: true, 3: true}, members: []etcd.MemberInfo{
+		{ID: 1, Name: "a", PeerURLs: []string{"http://a"}}, {ID: 2, Name: "b", PeerURLs: []string{"http://b"}}, {ID: 3, Name: "c", PeerURLs: []string{"http://c"}},
+	}}
+}
+
+func TestRemove(t *testing.T) {
+	busy := errors.New("another change is under way")
+	for name, tt := range map[string]struct {
+		who    string
+		change func(*fake)
+		want   error
+		calls  []string
+	}{
+		"another":            {who: "b", calls: []string{"remove 2"}},
+		"nobody":             {who: "x", want: membership.ErrUnknown},
+		"when it takes more": {who: "b", change: func(f *fake) { f.failures = []error{busy, busy} }, calls: []string{"remove 2", "remove 2", "remove 2"}},
+		"when it endangers the quorum": {who: "b", want: etcd.ErrQuorum, calls: []string{"remove 2"},
+			change: func(f *fake) { f.failures = []error{fmt.Errorf("no: %w", etcd.ErrQuorum)} }},
+		"itself, leading":                  {who: "a", calls: []string{"move to 2", "remove 1"}},
+		"itself, following":                {who: "a", change: func(f *fake) { f.leader = 2 }, calls: []string{"remove 1"}},
+		"itself, beside a dead server":     {who: "a", change: func(f *fake) { f.alive[2] = false }, calls: []string{"move to 3", "remove 1"}},
+		"itself, beside a learner":         {who: "a", change: func(f *fake) { f.members[1].Learner = true }, calls: []string{"move to 3", "remove 1"}},
+		"itself, when the next won't lead": {who: "a", change: func(f *fake) { f.failures = []error{busy} }, calls: []string{"move to 2", "move to 3", "remove 1"}},
+		"itself, alone":                    {who: "a", want: etcd.ErrQuorum, change: func(f *fake) { f.alive = map[uint64]bool{1: true} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := three()
+				if tt.change != nil {
+					tt.change(f)
+				}
+				err := membership.New(membership.Config{Member: f}).Remove(t.Context(), tt.who)
+				if !errors.Is(err, tt.want) || !slices.Equal(f.calls, tt.calls) {
+					t.Errorf("%v after %v, want %v after %v", err, f.calls, tt.want, tt.calls)
+				}
+			})
+		})
+	}
+}
+
+// A removal that never succeeds ends with its caller's patience, and says why it failed.
+func TestRemoveGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, busy := three(), errors.New("another change is under way")
+		for range 1000 {
+			f.failures = append(f.failures, busy)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		if err := membership.New(membership.Config{Member: f}).Remove(ctx, "b"); !errors.Is(err, busy) || time.Since(began) > 6*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// The leader, and nobody else, promotes learners that caught up, and forgets those that never came.
+func TestRunLooksAfterLearners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := three()
+		f.leader = 2
+		f.members = append(f.members, etcd.MemberInfo{ID: 4, Name: "d", Learner: true}, etcd.MemberInfo{ID: 5, Learner: true})
+		f.failures = []error{errors.New("it lags behind")} // of the first promotion
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- membership.New(membership.Config{Member: f}).Run(ctx) }()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(f.calls) > 0 {
+			t.Errorf("a follower did %v", f.calls)
+		}
+		f.mu.Lock()
+		f.leader = 1
+		f.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if want := []string{"promote 4", "promote 4"}; !slices.Equal(f.calls, want) {
+			t.Errorf("the leader did %v, want %v", f.calls, want)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if want := []string{"promote 4", "promote 4", "remove 5"}; !slices.Equal(f.calls, want) {
+			t.Errorf("the leader did %v, want %v", f.calls, want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
