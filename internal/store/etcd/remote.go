@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -48,7 +50,21 @@ const (
 	probeTimeout   = time.Second
 	keepAliveEvery = 5 * time.Second
 	keepAliveWait  = 3 * time.Second
+
+	// A server that can't be reached is dialled again after dialAgainFirst, then less and less often, but
+	// every dialAgainMost at least: gRPC itself would leave up to two minutes between attempts.
+	dialAgainFirst = 100 * time.Millisecond
+	dialAgainMost  = time.Second
+	dialPatience   = 2 * time.Second
 )
+
+// redial is how often an etcd that is away is dialled.
+func redial() grpc.DialOption {
+	return grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: dialAgainFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: dialAgainMost},
+		MinConnectTimeout: dialPatience,
+	})
+}
 
 // Dial connects to a cluster. It returns an error when the cluster doesn't answer before ctx ends.
 func Dial(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
@@ -60,6 +76,7 @@ func Dial(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 		Endpoints:            cfg.Endpoints,
 		DialKeepAliveTime:    keepAliveEvery,
 		DialKeepAliveTimeout: keepAliveWait,
+		DialOptions:          []grpc.DialOption{redial()},
 		Logger:               zap.New(&slogCore{log: cfg.Log}),
 		Context:              base,
 	}

@@ -3,6 +3,9 @@ package etcd_test
 import (
 	"context"
 	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,5 +93,40 @@ func TestRemoteErrors(t *testing.T) {
 	r.Close()
 	if _, err := r.ReadIndex(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a read after the end: %v", err)
+	}
+}
+
+// An etcd that is away is dialled often enough to be found soon after its return, however long it was
+// away.
+func TestRemoteIsDialledAgain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const attempts, within = 5, 10 * time.Second // gRPC by itself makes 3 until the client gives up
+	ctx, enough := context.WithTimeout(t.Context(), within)
+	defer enough()
+	var n atomic.Int32
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+			if n.Add(1) == attempts {
+				enough()
+			}
+		}
+	})
+	if r, err := etcd.Dial(ctx, etcd.RemoteConfig{Endpoints: []string{"http://" + l.Addr().String()}}); err == nil {
+		r.Close()
+		t.Error("nobody was taken for an etcd")
+	}
+	_ = l.Close()
+	accepting.Wait()
+	if got := n.Load(); got < attempts {
+		t.Errorf("%d attempts, want %d", got, attempts)
 	}
 }
