@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -13,7 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	smdschema "sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
+	"sigs.k8s.io/structured-merge-diff/v6/value"
 
 	"barque.dev/internal/api"
 )
@@ -64,6 +67,14 @@ func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
 // lazyTypes loads the schemas of all kinds at first use: they take tens of milliseconds.
 type lazyTypes struct {
 	load func() typeSet
+	// shapes are the schemas of the kinds that were seen: schema.GroupVersionKind to shape.
+	shapes sync.Map
+}
+
+// shape is a kind's schema.
+type shape struct {
+	schema *smdschema.Schema
+	ref    smdschema.TypeRef
 }
 
 type typeSet struct {
@@ -83,14 +94,36 @@ func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOp
 	if set.err != nil {
 		return nil, set.err
 	}
-	if obj.GetObjectKind().GroupVersionKind() == scaleKind() {
-		return set.scale.ObjectToTyped(obj, opts...)
+	kind := obj.GetObjectKind().GroupVersionKind()
+	if s, ok := l.shapes.Load(kind); ok && conforms(obj, opts) {
+		v, err := value.NewValueReflect(obj)
+		if err != nil {
+			return nil, fmt.Errorf("look at %s: %w", kind, err)
+		}
+		//lint:ignore SA1019 upstream would rather have every object checked, which costs an eighth of a create
+		return typed.AsTypedUnvalidated(v, s.(shape).schema, s.(shape).ref), nil
 	}
-	return set.kinds.ObjectToTyped(obj, opts...)
+	converter := set.kinds
+	if kind == scaleKind() {
+		converter = set.scale
+	}
+	out, err := converter.ObjectToTyped(obj, opts...)
+	if err == nil {
+		l.shapes.LoadOrStore(kind, shape{out.Schema(), out.TypeRef()})
+	}
+	return out, err
 }
 
-func (l *lazyTypes) TypedToObject(value *typed.TypedValue) (runtime.Object, error) {
-	return l.load().kinds.TypedToObject(value)
+// conforms tells whether an object need not be compared with its kind's schema: the schemas are made of the Go types,
+// so all that an object of such a type can have wrong are repeated keys in lists. Those are allowed in what is
+// written by an update, and what can't be told apart by its keys is found when fields are compared.
+func conforms(obj runtime.Object, opts []typed.ValidationOptions) bool {
+	_, raw := obj.(runtime.Unstructured)
+	return !raw && slices.Contains(opts, typed.AllowDuplicates)
+}
+
+func (l *lazyTypes) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {
+	return l.load().kinds.TypedToObject(v)
 }
 
 // kindCreater makes empty objects with their kind set.
