@@ -289,8 +289,9 @@ func (m *Machine) lastWords() string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
 	for _, line := range slices.Backward(lines) {
-		if strings.HasPrefix(line, "barque: ") || strings.Contains(line, " level=ERROR ") {
-			return line
+		own, ok := strings.CutPrefix(line, "barque: ")
+		if ok || strings.Contains(line, " level=ERROR ") {
+			return own
 		}
 	}
 	return lines[len(lines)-1]

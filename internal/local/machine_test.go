@@ -146,7 +146,7 @@ func TestLastWords(t *testing.T) {
 	m := c.Machines[0]
 	for name, tt := range map[string]struct{ log, want string }{
 		"an error, then its end":  {"level=INFO msg=a\ntime=1 level=ERROR msg=b\ntime=2 level=INFO msg=c\n", "time=1 level=ERROR msg=b"},
-		"the program's own":       {"time=1 level=ERROR msg=b\nbarque: no room\ntime=2 level=INFO msg=c\n", "barque: no room"},
+		"the program's own":       {"time=1 level=ERROR msg=b\nbarque: no room\ntime=2 level=INFO msg=c\n", "no room"},
 		"nothing but information": {"level=INFO msg=a\nlevel=INFO msg=b\n\n", "level=INFO msg=b"},
 		"nothing":                 {"", ""},
 	} {
@@ -167,7 +167,7 @@ func TestUpUndoesWhatFailed(t *testing.T) {
 	if err == nil || c != nil {
 		t.Fatalf("it came up: %+v", c)
 	}
-	if !strings.Contains(err.Error(), "barque: the disk is full") || !strings.Contains(err.Error(), "removed again") {
+	if !strings.Contains(err.Error(), "before it was ready: the disk is full") || !strings.Contains(err.Error(), "removed again") {
 		t.Errorf("it says: %v", err)
 	}
 	gone(t, dir)
