@@ -167,7 +167,7 @@ func TestUpUndoesWhatFailed(t *testing.T) {
 	if err == nil || c != nil {
 		t.Fatalf("it came up: %+v", c)
 	}
-	if !strings.Contains(err.Error(), "before it was ready: the disk is full") || !strings.Contains(err.Error(), "removed again") {
+	if !strings.Contains(err.Error(), ": the disk is full;") || !strings.Contains(err.Error(), "removed again") {
 		t.Errorf("it says: %v", err)
 	}
 	gone(t, dir)
