@@ -195,16 +195,24 @@ func SandboxHostname(pod *corev1.Pod, clusterDomain string) (string, error) {
 	return host, nil
 }
 
+// hostsHeader begins the file that the agent writes, and not one that a container brings itself. Programs and
+// people tell them apart by it, so that it reads as on any other node.
+const (
+	hostsHeader            = "# Kubernetes-managed hosts file.\n"
+	hostsHeaderHostNetwork = "# Kubernetes-managed hosts file (host network).\n"
+)
+
 // Hosts returns the contents of a pod's /etc/hosts. node is that of the node, for pods in its network.
 func Hosts(pod *corev1.Pod, ips []string, clusterDomain string, node []byte) []byte {
 	var b strings.Builder
-	b.WriteString("# Managed by the node agent.\n")
 	if pod.Spec.HostNetwork {
+		b.WriteString(hostsHeaderHostNetwork)
 		b.Write(node)
 		if n := len(node); n > 0 && node[n-1] != '\n' {
 			b.WriteByte('\n')
 		}
 	} else {
+		b.WriteString(hostsHeader)
 		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n")
 		host, domain := Hostname(pod, clusterDomain)
 		for _, ip := range ips {

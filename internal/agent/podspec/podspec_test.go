@@ -189,7 +189,17 @@ func TestHostnameAndHosts(t *testing.T) {
 			t.Errorf("hosts lacks %q:\n%s", want, hosts)
 		}
 	}
+	// What tells a file of the agent's from one that a container brings, and from the node's own.
+	const header = "# Kubernetes-managed hosts file."
+	if !strings.HasPrefix(hosts, header) {
+		t.Errorf("hosts do not begin with %q:\n%s", header, hosts)
+	}
 	yes := true
+	onHost := p.DeepCopy()
+	onHost.Spec.HostNetwork = true
+	if hosts := string(podspec.Hosts(onHost, nil, "cluster.local", []byte("192.0.2.1\tnode"))); strings.Contains(hosts, header) || !strings.Contains(hosts, "192.0.2.1\tnode\n") {
+		t.Errorf("hosts on the node's network:\n%s", hosts)
+	}
 	p.Spec.SetHostnameAsFQDN = &yes
 	if name, err := podspec.SandboxHostname(p, "cluster.local"); err != nil || name != "h.sub.n.svc.cluster.local" {
 		t.Errorf("FQDN: %q, %v", name, err)

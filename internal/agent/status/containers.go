@@ -112,7 +112,7 @@ func stateOf(in Input, c cri.Container) corev1.ContainerState {
 	case cri.StateRunning:
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at(c.StartedAt.Unix())}}
 	case cri.StateCreated:
-		return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}
+		return corev1.ContainerState{Waiting: creating(in)}
 	case cri.StateExited:
 		t := &corev1.ContainerStateTerminated{
 			ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
@@ -148,11 +148,7 @@ func missing(st *corev1.ContainerStatus, in Input, spec *corev1.Container, old *
 		}
 		return
 	}
-	reason := "ContainerCreating"
-	if len(in.Pod.Spec.InitContainers) > 0 && !mainSeen(in) {
-		reason = "PodInitializing"
-	}
-	st.State.Waiting = &corev1.ContainerStateWaiting{Reason: reason}
+	st.State.Waiting = creating(in)
 	if old == nil {
 		return
 	}
@@ -170,6 +166,15 @@ func missing(st *corev1.ContainerStatus, in Input, spec *corev1.Container, old *
 			st.RestartCount++
 		}
 	}
+}
+
+// creating is why a container that has not started yet waits: for its turn, as long as the pod
+// initializes.
+func creating(in Input) *corev1.ContainerStateWaiting {
+	if len(in.Pod.Spec.InitContainers) > 0 && !mainSeen(in) {
+		return &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
+	}
+	return &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}
 }
 
 func mainSeen(in Input) bool {

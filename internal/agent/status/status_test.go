@@ -130,6 +130,24 @@ func TestLastState(t *testing.T) {
 	}
 }
 
+// As long as a pod initializes, whatever has not started waits for its turn; then, to be created.
+func TestWaiting(t *testing.T) {
+	p := pod("Never")
+	s := status.Compute(input(p, container("init", cri.StateCreated, 0)))
+	for _, c := range append(s.InitContainerStatuses, s.ContainerStatuses...) {
+		if c.State.Waiting == nil || c.State.Waiting.Reason != "PodInitializing" {
+			t.Errorf("while the pod initializes, %s: %+v", c.Name, c.State)
+		}
+	}
+	initDone, side := container("init", cri.StateExited, 0), container("side", cri.StateRunning, 0)
+	s = status.Compute(input(p, initDone, side, container("a", cri.StateCreated, 0)))
+	for _, c := range s.ContainerStatuses {
+		if c.State.Waiting == nil || c.State.Waiting.Reason != "ContainerCreating" {
+			t.Errorf("after the pod initialized, %s: %+v", c.Name, c.State)
+		}
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	in := input(pod("Always"))
 	in.Verdict = &status.Verdict{Reason: "OutOfcpu", Message: "m"}
