@@ -5,7 +5,7 @@
 //	conformance smoke  a few specs of every area, in minutes
 //	conformance down   takes away the cluster that `one`, or `run -keep`, left up
 //
-// It needs root, bin/barque (`make build`), Debian's apt and busybox-static. It has a module of
+// It needs root, bin/barque (`make build`) and Debian's apt. It has a module of
 // its own, since it builds upstream's tests, and is started in the module's folder: see `make conformance`.
 package main
 
@@ -44,7 +44,7 @@ func main() {
 // command is what the user asked for.
 type command struct {
 	root, cache, focus, skip, resume, spec string
-	keep                                   bool
+	keep, diagnose                         bool
 	procs                                  int
 	cluster                                cluster
 	progress                               func(string, ...any)
@@ -83,6 +83,7 @@ func parse(args []string) (*command, error) {
 	flags.StringVar(&c.skip, "skip", "", "leave out specs that match this `regex`")
 	flags.StringVar(&c.resume, "resume", "", "what to do with earlier results: go on after them (`all`), or only after those that passed (passed)")
 	flags.StringVar(&c.spec, "spec", "", "the `name` of a spec, or a regex")
+	flags.BoolVar(&c.diagnose, "diagnose", true, "let failed specs tell the events and the state of the cluster")
 	flags.BoolVar(&c.keep, "keep", false, "leave the cluster up")
 	if err := flags.Parse(args[1:]); err != nil {
 		return nil, err
@@ -124,6 +125,7 @@ func (c *command) absolute() error {
 func (c *command) prepare(ctx context.Context, runDir string) (suite.Runner, []suite.Spec, error) {
 	r := suite.Runner{
 		Programs: c.cache, Dir: filepath.Join(c.cache, runDir), Kubeconfig: c.cluster.kubeconfig(), Procs: c.procs, Progress: c.progress,
+		Diagnose: c.diagnose,
 	}
 	if err := os.MkdirAll(r.Dir, 0o755); err != nil {
 		return r, nil, fmt.Errorf("make a folder for results: %w", err)

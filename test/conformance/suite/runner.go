@@ -29,6 +29,9 @@ type Runner struct {
 	Procs int
 	// Commit is the product's.
 	Commit string
+	// Diagnose makes failed specs tell the events and the state of the cluster, which takes
+	// them up to minutes longer.
+	Diagnose bool
 	// Unmade are the images that could not be made.
 	Unmade []string
 	// Progress receives a line for each step; never nil.
@@ -149,7 +152,7 @@ func Exactly(s Spec) string { return pattern([]Spec{s}) }
 func (r Runner) flags() []string {
 	return []string{
 		"--kubeconfig=" + r.Kubeconfig, "--kubectl-path=" + filepath.Join(r.Programs, programs.Kubectl),
-		"--provider=skeleton", "--disable-log-dump",
+		"--provider=skeleton", "--disable-log-dump", "--dump-logs-on-failure=" + strconv.FormatBool(r.Diagnose),
 	}
 }
 

@@ -110,6 +110,28 @@ func (d debian) layer(ctx context.Context, files []string) (images.Layer, error)
 	return images.Files(os.DirFS(root))
 }
 
+// file reads one file of one package, without what the package depends on.
+func (d debian) file(ctx context.Context, name, path string) ([]byte, error) {
+	files, err := d.closure(ctx, []string{name})
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(files, func(f string) bool { return strings.HasPrefix(filepath.Base(f), name+"_") })
+	if i < 0 {
+		return nil, fmt.Errorf("apt-get's plan for %s lacks it", name)
+	}
+	layer, err := d.layer(ctx, files[i:i+1])
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range layer {
+		if f.Path == path {
+			return f.Data, nil
+		}
+	}
+	return nil, fmt.Errorf("the package %s has no %s", name, path)
+}
+
 // unpack unpacks one package. tar has to be told not to put directories in the place of the links
 // to merged ones, which dpkg-deb's own way of calling it does not.
 func unpack(ctx context.Context, file, root string) error {

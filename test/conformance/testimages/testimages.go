@@ -106,7 +106,7 @@ func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, er
 		return "", err
 	}
 	hash := sha256.New()
-	_, _ = fmt.Fprintln(hash, version, base, merged, useless)
+	_, _ = fmt.Fprintln(hash, version, base, merged, useless, shellOfBusybox)
 	known := recipes()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		r := known[name]
@@ -145,7 +145,7 @@ func (m *maker) image(ctx context.Context, name string, names []string) (images.
 	}
 	top = slices.Concat(r.files, top, built)
 	if name == "busybox" {
-		applets, err := applets(ctx)
+		applets, err := m.applets(ctx)
 		if err != nil {
 			return image, err
 		}
@@ -200,23 +200,32 @@ func (m *maker) build(ctx context.Context, r recipe) (images.Layer, error) {
 	return layer, nil
 }
 
-// applets is the static busybox of this machine with a link for everything that it can do.
-func applets(ctx context.Context) (images.Layer, error) {
-	program, err := exec.LookPath("busybox")
+// shellOfBusybox is a package, and the program in it.
+const shellOfBusybox = "bash-static"
+
+// applets is Debian's static busybox with a link for everything that it can do, but for the shell: that
+// of this busybox drops environment variables whose names are no identifiers, which upstream's hands on,
+// as bash does.
+func (m *maker) applets(ctx context.Context) (images.Layer, error) {
+	data, err := m.debian.file(ctx, "busybox-static", "usr/bin/busybox")
 	if err != nil {
-		return nil, fmt.Errorf("%w: install busybox-static", err)
+		return nil, err
 	}
-	data, err := os.ReadFile(program)
+	shell, err := m.debian.file(ctx, shellOfBusybox, "usr/bin/"+shellOfBusybox)
 	if err != nil {
-		return nil, fmt.Errorf("read busybox: %w", err)
+		return nil, err
+	}
+	program := filepath.Join(m.dir, "busybox")
+	if err := os.WriteFile(program, data, 0o755); err != nil {
+		return nil, fmt.Errorf("unpack busybox: %w", err)
 	}
 	list, err := exec.CommandContext(ctx, program, "--list").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list what busybox can do: %w", err)
 	}
-	layer := images.Layer{{Path: "bin/busybox", Mode: 0o755, Data: data}}
+	layer := images.Layer{{Path: "bin/busybox", Mode: 0o755, Data: data}, {Path: "bin/sh", Mode: 0o755, Data: shell}}
 	for name := range strings.FieldsSeq(string(list)) {
-		if name != "busybox" {
+		if name != "busybox" && name != "sh" {
 			layer = append(layer, images.File{Path: "bin/" + name, Mode: fs.ModeSymlink | 0o777, Target: "busybox"})
 		}
 	}
