@@ -38,6 +38,13 @@ func (f *fake) Members() []etcd.MemberInfo {
 
 func (f *fake) Reachable(context.Context) map[uint64]bool { return f.alive }
 
+// did lists the changes that were tried.
+func (f *fake) did() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
 // change notes a call, fails if it is to, or else does what it is for.
 func (f *fake) change(do func(), format string, args ...any) error {
 	f.mu.Lock()
@@ -115,8 +122,8 @@ func TestRemove(t *testing.T) {
 					tt.change(f)
 				}
 				err := membership.New(membership.Config{Member: f}).Remove(t.Context(), tt.who)
-				if !errors.Is(err, tt.want) || !slices.Equal(f.calls, tt.calls) {
-					t.Errorf("%v after %v, want %v after %v", err, f.calls, tt.want, tt.calls)
+				if !errors.Is(err, tt.want) || !slices.Equal(f.did(), tt.calls) {
+					t.Errorf("%v after %v, want %v after %v", err, f.did(), tt.want, tt.calls)
 				}
 			})
 		})
@@ -151,21 +158,21 @@ func TestRunLooksAfterLearners(t *testing.T) {
 		go func() { done <- membership.New(membership.Config{Member: f}).Run(ctx) }()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if len(f.calls) > 0 {
-			t.Errorf("a follower did %v", f.calls)
+		if len(f.did()) > 0 {
+			t.Errorf("a follower did %v", f.did())
 		}
 		f.mu.Lock()
 		f.leader = 1
 		f.mu.Unlock()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if want := []string{"promote 4", "promote 4"}; !slices.Equal(f.calls, want) {
-			t.Errorf("the leader did %v, want %v", f.calls, want)
+		if want := []string{"promote 4", "promote 4"}; !slices.Equal(f.did(), want) {
+			t.Errorf("the leader did %v, want %v", f.did(), want)
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if want := []string{"promote 4", "promote 4", "remove 5"}; !slices.Equal(f.calls, want) {
-			t.Errorf("the leader did %v, want %v", f.calls, want)
+		if want := []string{"promote 4", "promote 4", "remove 5"}; !slices.Equal(f.did(), want) {
+			t.Errorf("the leader did %v, want %v", f.did(), want)
 		}
 		cancel()
 		if err := <-done; err != nil {
