@@ -51,11 +51,11 @@ func Make(ctx context.Context, dir string, names []string, progress func(string,
 	var made []images.Image
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		progress("making the image %s", name)
-		image, err := m.image(ctx, name, wanted[name])
+		image, err := m.image(ctx, name)
 		if err != nil {
 			return Archive{}, fmt.Errorf("make image %s: %w", name, err)
 		}
-		made = append(made, image)
+		made = append(made, tagged(image, wanted[name])...)
 	}
 	return a, write(a.File, made)
 }
@@ -106,7 +106,7 @@ func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, er
 		return "", err
 	}
 	hash := sha256.New()
-	_, _ = fmt.Fprintln(hash, version, base, merged, useless, shellOfBusybox)
+	_, _ = fmt.Fprintln(hash, "one image a name", version, base, merged, useless, shellOfBusybox)
 	known := recipes()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		r := known[name]
@@ -119,15 +119,26 @@ func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, er
 	return fmt.Sprintf("%.8x", hash.Sum(nil)), nil
 }
 
-// image makes one.
-func (m *maker) image(ctx context.Context, name string, names []string) (images.Image, error) {
+// tagged are an image under its names. Each has an identity of its own, as upstream's have: a node
+// tells by it which image a container runs.
+func tagged(image images.Image, names []string) []images.Image {
+	var all []images.Image
+	for _, name := range names {
+		named := image
+		named.Names = []string{name}
+		named.Config.Labels = map[string]string{"org.opencontainers.image.ref.name": name}
+		all = append(all, named)
+	}
+	return all
+}
+
+// image makes one that has no name yet.
+func (m *maker) image(ctx context.Context, name string) (images.Image, error) {
 	if name == pause {
-		image, err := images.PauseImage()
-		image.Names = names
-		return image, err
+		return images.PauseImage()
 	}
 	r := recipes()[name]
-	image := images.Image{Names: names, Config: r.config}
+	image := images.Image{Config: r.config}
 	if len(r.debian) > 0 {
 		layers, err := m.root(ctx, r.debian)
 		if err != nil {

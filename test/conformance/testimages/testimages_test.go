@@ -1,6 +1,7 @@
 package testimages
 
 import (
+	"bytes"
 	"io/fs"
 	"slices"
 	"testing"
@@ -59,5 +60,25 @@ func TestRecipesAreComplete(t *testing.T) {
 		if len(r.config.Cmd) == 0 && len(r.config.Entrypoint) == 0 && name != "etcd" {
 			t.Errorf("%s: it starts nothing", name)
 		}
+	}
+}
+
+// Two tags of one recipe must not be one image: the node would report either for both.
+func TestTagsHaveIdentities(t *testing.T) {
+	made := tagged(images.Image{Names: []string{"z"}, Layers: []images.Layer{{{Path: "x"}}}}, []string{"a:1", "a:2"})
+	if len(made) != 2 || !slices.Equal(made[0].Names, []string{"a:1"}) || !slices.Equal(made[1].Names, []string{"a:2"}) {
+		t.Fatalf("made %+v", made)
+	}
+	var digests [2][]byte
+	for i, image := range made {
+		image.Names = []string{"same:1"}
+		var b bytes.Buffer
+		if err := images.WriteArchive(&b, image); err != nil {
+			t.Fatal(err)
+		}
+		digests[i] = b.Bytes()
+	}
+	if bytes.Equal(digests[0], digests[1]) {
+		t.Error("the two are the same image")
 	}
 }
