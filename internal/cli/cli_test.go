@@ -66,6 +66,7 @@ func TestWrongCommandLines(t *testing.T) {
 		`--etcd-client-port -1: choose`:                  {"server", "--data-dir", dir, "--etcd-client-port", "-1"},
 		`--vip "x": give an IP address`:                  {"server", "--vip", "x"},
 		`--cluster-cidr "x": give a range`:               {"server", "--cluster-cidr", "x"},
+		`--node-monitor-grace-period 1s: choose 20s`:     {"server", "--data-dir", dir, "--node-monitor-grace-period", "1s"},
 		`--fence-after "x": give a time`:                 {"agent", "--fence-after", "x"},
 		`--vip: give an IP address`:                      {"server", "--vip"},
 		"--data-dir is missing":                          {"server"},

@@ -47,6 +47,8 @@ func newServer(s Streams) *cobra.Command {
 	flags.TextVar(&cfg.ClusterDNS, "cluster-dns", netip.MustParseAddr(node.DefaultClusterDNS), "`IP` of the cluster's DNS, in --service-cidr")
 	flags.StringVar(&cfg.ClusterDomain, "cluster-domain", node.DefaultClusterDomain, "`suffix` of the cluster's DNS names")
 	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
+	flags.DurationVar(&cfg.NodeGrace, "node-monitor-grace-period", node.DefaultNodeGrace,
+		"how long a node may be silent, machine and all, before it is called not ready; a machine that is surely gone is noticed much sooner")
 	configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, d := range disable {

@@ -9,7 +9,6 @@ package controllers
 
 import (
 	"net/netip"
-	"time"
 
 	"barque.dev/internal/controllers/cronjob"
 	"barque.dev/internal/controllers/csr"
@@ -53,10 +52,9 @@ type Cluster struct {
 	PodCIDR netip.Prefix
 	// Sign issues the certificates that approved requests ask for.
 	Sign csr.Signer
-	// Witness knows which nodes live, and FenceAfter is when a cut-off agent stops what must
-	// not run twice.
-	Witness    nodelifecycle.Witness
-	FenceAfter time.Duration
+	// Witness knows which nodes live, and Nodes says how long they may be silent.
+	Witness nodelifecycle.Witness
+	Nodes   nodelifecycle.Bounds
 	// Servers names the nodes that are servers.
 	Servers noderole.Servers
 	// Prober finds out which servers can be reached.
@@ -86,7 +84,7 @@ func All(deps Deps, c Cluster) []Controller {
 		rootca.New(deps, c.RootCA),
 		nodeipam.New(deps, c.PodCIDR),
 		noderole.New(deps, c.Servers),
-		nodelifecycle.New(deps, c.Witness, c.FenceAfter),
+		nodelifecycle.New(deps, c.Witness, c.Nodes),
 		tainteviction.New(deps),
 		podgc.New(deps),
 		csr.New(deps, c.Sign),

@@ -81,6 +81,8 @@ type ServerConfig struct {
 	ClusterDomain string
 	// TLSNames are further names and addresses for the API server's certificate.
 	TLSNames []string
+	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
+	NodeGrace time.Duration
 }
 
 // AgentConfig is what `barque agent` can be told.
@@ -91,6 +93,12 @@ type AgentConfig struct {
 	// NodeIP is the machine's address; by default the one that reaches Server.
 	NodeIP netip.Addr
 }
+
+// DefaultNodeGrace is stock's --node-monitor-grace-period.
+const DefaultNodeGrace = 40 * time.Second
+
+// minNodeGrace leaves room for a few of the leases that agents renew every 10 s.
+const minNodeGrace = 20 * time.Second
 
 var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
@@ -123,6 +131,12 @@ func (c *Common) complete() error {
 func (c *ServerConfig) Complete() error {
 	if err := c.Common.complete(); err != nil {
 		return err
+	}
+	if c.NodeGrace == 0 {
+		c.NodeGrace = DefaultNodeGrace
+	}
+	if c.NodeGrace < minNodeGrace {
+		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
 	if c.Join != "" {
 		if err := checkURL("--join", c.Join); err != nil {

@@ -26,6 +26,7 @@ import (
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/controllers"
+	"barque.dev/internal/controllers/nodelifecycle"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
 	"barque.dev/internal/scheduler"
@@ -52,7 +53,7 @@ func (s *Server) openLoops(context.Context) (err error) {
 		Client: own, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
 	}, controllers.Cluster{
 		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
-		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, FenceAfter: s.cfg.FenceAfter, Sign: s.signCSR,
+		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, Nodes: nodelifecycle.Bounds{Fence: s.cfg.FenceAfter, Grace: s.cfg.NodeGrace}, Sign: s.signCSR,
 	})
 	all = append(all, s.roleAggregation(own))
 	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{

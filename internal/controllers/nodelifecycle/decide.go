@@ -12,8 +12,6 @@ import (
 
 // Bounds of a node's silence.
 const (
-	// grace is how long a node may be silent before it is called not ready (stock: 40 s).
-	grace = 40 * time.Second
 	// suspectAfter is how long a connected node may be silent before it is looked at closely.
 	suspectAfter = liveness.Silent
 	// margin is added to the time in which a cut-off agent stops what must not run twice.
@@ -21,6 +19,14 @@ const (
 	// recheck is how soon a suspect is looked at again.
 	recheck = 250 * time.Millisecond
 )
+
+// Bounds are the cluster's own of a node's silence.
+type Bounds struct {
+	// Fence is when a cut-off agent stops what must not run twice.
+	Fence time.Duration
+	// Grace is how long a node may be silent before its conditions are Unknown (stock: 40 s).
+	Grace time.Duration
+}
 
 // askAfter is how long a node may be silent before the servers are asked: what they find out by
 // then is just old enough to condemn it.
@@ -41,7 +47,7 @@ const (
 	// suspect: its agent is gone or silent for a moment. It gets no new pods; those that it
 	// has may well go on.
 	suspect
-	// unknown: silent for longer than grace.
+	// unknown: silent for longer than the grace period.
 	unknown
 	// lost: silent on every server, its machine unreachable, and silent for longer than its
 	// agent needs to stop what must not run twice.
@@ -59,8 +65,7 @@ type evidence struct {
 	leaseSilence time.Duration
 	// opinion is the servers', when they were asked.
 	opinion *liveness.Opinion
-	// fenceAfter is when a cut-off agent stops what must not run twice.
-	fenceAfter time.Duration
+	bounds  Bounds
 	// silentNodes of nodes are silent at the same time, this one included.
 	silentNodes, nodes int
 }
@@ -70,7 +75,7 @@ func judge(e evidence) verdict {
 	switch {
 	case e.opinion != nil && isLost(e):
 		return lost
-	case e.leaseSilence >= grace:
+	case e.leaseSilence >= e.bounds.Grace:
 		return unknown
 	case e.refused, e.connectedOnce && e.leaseSilence >= suspectAfter:
 		return suspect
@@ -80,8 +85,8 @@ func judge(e evidence) verdict {
 
 func isLost(e evidence) bool {
 	o := e.opinion
-	return o.Silence >= e.fenceAfter+margin && // some server held its connection, long enough ago
-		e.leaseSilence >= e.fenceAfter+margin &&
+	return o.Silence >= e.bounds.Fence+margin && // some server held its connection, long enough ago
+		e.leaseSilence >= e.bounds.Fence+margin &&
 		o.Answering == 0 && o.Asked*2 > o.Servers && // most servers looked, none reached it
 		// When most nodes fall silent at once, it is this side that was cut off. With one or
 		// two nodes that can't be told apart, and the servers' majority decides.

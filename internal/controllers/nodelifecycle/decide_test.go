@@ -12,10 +12,10 @@ import (
 )
 
 func TestJudge(t *testing.T) {
-	const fence = 2500 * time.Millisecond
+	const fence, grace = 2500 * time.Millisecond, 40 * time.Second
 	dead := func() evidence {
 		return evidence{
-			leaseSilence: 4 * time.Second, fenceAfter: fence, silentNodes: 1, nodes: 3, connectedOnce: true,
+			leaseSilence: 4 * time.Second, bounds: Bounds{Fence: fence, Grace: grace}, silentNodes: 1, nodes: 3, connectedOnce: true,
 			opinion: &liveness.Opinion{Servers: 3, Asked: 2, Silence: 4 * time.Second},
 		}
 	}

@@ -1,8 +1,8 @@
 // Package nodelifecycle watches over nodes: it notices which are silent, says so in their
 // conditions and taints, and declares lost those whose machine is gone.
 //
-// Two speeds. The stock one: a node that renews neither its lease nor its status for 40 s is
-// Unknown, is tainted unreachable, and its pods leave after the tolerations that they carry
+// Two speeds. The stock one: a node that renews neither its lease nor its status for the grace
+// period (40 s by default) is Unknown, is tainted unreachable, and its pods leave after the tolerations that they carry
 // (300 s by default). The fast one (ADR 0001): every agent also holds a connection to every
 // server. When it is silent, the servers are asked; when none of them reaches the machine, and
 // a cut-off agent has had the time to stop what must not run twice, the node is lost: it gets
@@ -49,10 +49,10 @@ type Witness interface {
 }
 
 type controller struct {
-	deps       kit.Deps
-	witness    Witness
-	fenceAfter time.Duration
-	recorder   record.EventRecorder
+	deps     kit.Deps
+	witness  Witness
+	bounds   Bounds
+	recorder record.EventRecorder
 
 	mu    sync.Mutex
 	signs map[string]sign
@@ -66,10 +66,10 @@ type sign struct {
 	at    time.Time
 }
 
-// New makes the controller; fenceAfter is when a cut-off agent stops what must not run twice.
-func New(deps kit.Deps, witness Witness, fenceAfter time.Duration) kit.Controller {
+// New makes the controller.
+func New(deps kit.Deps, witness Witness, bounds Bounds) kit.Controller {
 	c := &controller{
-		deps: deps, witness: witness, fenceAfter: fenceAfter, recorder: deps.Recorder("node-controller"),
+		deps: deps, witness: witness, bounds: bounds, recorder: deps.Recorder("node-controller"),
 		signs: map[string]sign{},
 	}
 	return kit.Controller{
@@ -102,7 +102,7 @@ func (c *controller) leaseChanged(e barqueclient.Event) []reconcile.Request {
 		return nil
 	}
 	before := c.note(lease.Name, "lease "+lease.Spec.RenewTime.String())
-	if before < grace/2 {
+	if before < c.bounds.Grace/2 {
 		return nil
 	}
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: lease.Name}}}
@@ -167,11 +167,11 @@ const patience = 5 * time.Second
 func (c *controller) lookAgain(e evidence, v verdict) time.Duration {
 	switch {
 	case v == suspect, v == alive && !e.connected && e.opinion == nil:
-		return max(recheck, askAfter(c.fenceAfter)-e.leaseSilence)
+		return max(recheck, askAfter(c.bounds.Fence)-e.leaseSilence)
 	case v != alive:
 		return patience
 	}
-	return min(grace-e.leaseSilence, patience)
+	return min(c.bounds.Grace-e.leaseSilence, patience)
 }
 
 // begin starts a term: what was noted in an earlier one says nothing about the time between.
@@ -201,14 +201,14 @@ func (c *controller) forget(node string) {
 // collect gathers the evidence; other servers are asked only about a suspect.
 func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Time) (evidence, error) {
 	e := evidence{
-		leaseSilence: c.silence(node.Name, now), fenceAfter: c.fenceAfter,
+		leaseSilence: c.silence(node.Name, now), bounds: c.bounds,
 		connected: c.witness.Connected(node.Name), connectedOnce: !c.witness.LastHeard(node.Name).IsZero(),
 	}
 	addr, known := agentAddress(node)
 	if known && e.connectedOnce && !e.connected {
 		e.refused = c.witness.Knock(ctx, addr) == liveness.Refused
 	}
-	if e.leaseSilence < askAfter(c.fenceAfter) {
+	if e.leaseSilence < askAfter(c.bounds.Fence) {
 		return e, nil
 	}
 	var nodes corev1.NodeList
