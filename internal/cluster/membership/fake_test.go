@@ -147,6 +147,7 @@ func TestRemoveGivesUp(t *testing.T) {
 }
 
 // The leader, and nobody else, promotes learners that caught up, and forgets those that never came.
+// Its clock is synctest's: no time passes.
 func TestRunLooksAfterLearners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := three()
@@ -156,7 +157,7 @@ func TestRunLooksAfterLearners(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- membership.New(membership.Config{Member: f}).Run(ctx) }()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		synctest.Wait()
 		if len(f.did()) > 0 {
 			t.Errorf("a follower did %v", f.did())
@@ -164,12 +165,12 @@ func TestRunLooksAfterLearners(t *testing.T) {
 		f.mu.Lock()
 		f.leader = 1
 		f.mu.Unlock()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if want := []string{"promote 4", "promote 4"}; !slices.Equal(f.did(), want) {
 			t.Errorf("the leader did %v, want %v", f.did(), want)
 		}
-		time.Sleep(10 * time.Minute)
+		<-time.After(10 * time.Minute)
 		synctest.Wait()
 		if want := []string{"promote 4", "promote 4", "remove 5"}; !slices.Equal(f.did(), want) {
 			t.Errorf("the leader did %v, want %v", f.did(), want)
