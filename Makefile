@@ -62,7 +62,7 @@ stock:
 	cd test/sidebyside && $(GO) build -o ../../.cache/stock/ k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler
 
 bench-side-by-side: build stock ## our control plane beside stock's, into docs/benchmarks.md; ONLY=writes,reads ROUNDS=3 QUICK=1
-	cd test/sidebyside && $(GO) run . $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(QUICK),-quick -tuned=false)
+	cd test/sidebyside && $(GO) run . $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(QUICK),-quick -sides barque,stock)
 
 # A module of its own, since it builds upstream's tests. FOCUS and SKIP are patterns of specs' names (a
 # dollar sign is written twice); RESUME=all goes on after an interrupted run, RESUME=passed also

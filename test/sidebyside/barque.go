@@ -16,11 +16,11 @@ type barque struct{ program string }
 
 func (barque) name() string { return "Barque" }
 
-func (b barque) start(ctx context.Context, dir string, members int) (*plane, error) {
+func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 	p := &plane{}
 	var launches []func() error
 	var token string
-	for i := range members {
+	for i := range r.members {
 		name := fmt.Sprintf("barque-%d", i+1)
 		data := filepath.Join(dir, name)
 		free, err := ports(4) // the one after the peers' is the detector's
@@ -30,6 +30,9 @@ func (b barque) start(ctx context.Context, dir string, members int) (*plane, err
 		args := []string{
 			"server", "--disable=agent", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--log-level=warn",
 			"--node-name=" + name, "--data-dir=" + data, "--https-port=" + free[0], "--etcd-peer-port=" + free[1], "--etcd-client-port=" + free[3],
+		}
+		if r.schedules {
+			args = append(args, "--node-monitor-grace-period=1h") // the nodes are made up: nobody renews their leases
 		}
 		launches = append(launches, func() error {
 			_, err := p.launch(name, dir, b.program, true, args...)
@@ -47,7 +50,7 @@ func (b barque) start(ctx context.Context, dir string, members int) (*plane, err
 			if err := p.adopt(ctx, filepath.Join(data, "kubeconfig")); err != nil {
 				return p, err
 			}
-			if members > 1 {
+			if r.members > 1 {
 				if err := p.awaitReady(ctx); err != nil {
 					return p, err
 				}

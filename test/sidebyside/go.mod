@@ -165,7 +165,6 @@ require (
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 	sigs.k8s.io/randfill v1.0.0 // indirect
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
-	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
 // The module k8s.io/kubernetes is released without its staging modules; these lines pin
@@ -218,6 +217,7 @@ require (
 	barque.dev v0.0.0
 	golang.org/x/sys v0.49.0
 	k8s.io/api v0.37.1
+	sigs.k8s.io/yaml v1.6.0
 )
 
 replace barque.dev => ../..

@@ -33,20 +33,26 @@ type row struct {
 	name, title string
 	members     int
 	run         func(ctx context.Context, r *run) error
+	// schedules: only the scheduler is of interest, as in upstream's scheduler_perf.
+	schedules bool
 }
 
 // rows are what can be measured, in the page's order.
 func rows() []row {
-	return []row{
-		{"durable", "Beside stock: what was acknowledged survives", 1, measureDurable},
-		{"control-plane", "Beside stock: a control plane starts and idles", 1, measureStart},
-		{"writes", "Beside stock: writes", 1, measureWrites},
-		{"reads", "Beside stock: reads", 1, measureReads},
-		{"watches", "Beside stock: watches", 1, measureWatches},
-		{"leases", "Beside stock: leases", 1, measureLeases},
-		{"memory", "Beside stock: memory after load", 1, measureMemory},
-		{"three", "Beside stock: writes with three members", 3, measureWrites},
+	all := []row{
+		{"durable", "Beside stock: what was acknowledged survives", 1, measureDurable, false},
+		{"control-plane", "Beside stock: a control plane starts and idles", 1, measureStart, false},
+		{"writes", "Beside stock: writes", 1, measureWrites, false},
+		{"reads", "Beside stock: reads", 1, measureReads, false},
+		{"watches", "Beside stock: watches", 1, measureWatches, false},
+		{"leases", "Beside stock: leases", 1, measureLeases, false},
+		{"memory", "Beside stock: memory after load", 1, measureMemory, false},
+		{"three", "Beside stock: writes with three members", 3, measureWrites, false},
 	}
+	for i, s := range scheduled() {
+		all = append(all, row{name: s.name, title: "Beside stock: upstream's " + s.name + ", " + s.workload, members: 1, schedules: true, run: scheduling(i)})
+	}
+	return all
 }
 
 // run is one turn of one side in one row.
@@ -86,9 +92,10 @@ func main() {
 // options are the command line's.
 type options struct {
 	root, programs, barque string
-	quick, tuned           bool
+	quick                  bool
 	rounds                 int
 	chosen                 []row
+	sides                  []side
 }
 
 func parse(args []string) (options, error) {
@@ -101,7 +108,7 @@ func parse(args []string) (options, error) {
 	only := flags.String("only", "", "comma separated `rows` to measure: "+strings.Join(names, ", "))
 	flags.StringVar(&o.root, "root", filepath.Join("..", ".."), "the repository's `directory`")
 	flags.BoolVar(&o.quick, "quick", false, "small numbers and one round; the page is not written")
-	flags.BoolVar(&o.tuned, "tuned", true, "also measure stock with its best settings that we know of")
+	sides := flags.String("sides", "barque,stock,tuned", "comma separated `sides` to measure; tuned is stock with its best settings that we know of")
 	flags.IntVar(&o.rounds, "rounds", 5, "how many turns each side takes")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -122,6 +129,16 @@ func parse(args []string) (options, error) {
 	if o.barque == "" {
 		o.barque = filepath.Join(root, "bin", "barque")
 	}
+	for _, name := range strings.Split(*sides, ",") {
+		switch name {
+		case "barque":
+			o.sides = append(o.sides, barque{o.barque})
+		case "stock", "tuned":
+			o.sides = append(o.sides, stock{programs: o.programs, tuned: name == "tuned"})
+		default:
+			return o, fmt.Errorf("-sides %s: there are barque, stock and tuned", name)
+		}
+	}
 	for _, p := range append([]string{o.barque}, stockPrograms(o.programs)...) {
 		if _, err := os.Stat(p); err != nil {
 			return o, fmt.Errorf("%w: run `make bench-side-by-side`", err)
@@ -138,17 +155,13 @@ func measure(ctx context.Context, args []string) error {
 	if o.quick {
 		o.rounds = 1
 	}
-	sides := []side{barque{o.barque}, stock{programs: o.programs}}
-	if o.tuned {
-		sides = append(sides, stock{programs: o.programs, tuned: true})
-	}
 	page, err := report.Load(o.root)
 	if err != nil {
 		return err
 	}
 	shown := &report.Page{}
 	for _, r := range o.chosen {
-		section, err := o.turns(ctx, r, sides)
+		section, err := o.turns(ctx, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
@@ -166,14 +179,14 @@ func measure(ctx context.Context, args []string) error {
 }
 
 // turns measures one row: side after side, round after round.
-func (o options) turns(ctx context.Context, r row, sides []side) (report.Section, error) {
+func (o options) turns(ctx context.Context, r row) (report.Section, error) {
 	section, err := report.NewSection(o.root, r.name, r.title)
 	if err != nil {
 		return section, err
 	}
 	section.Note = note
 	for range o.rounds {
-		for _, s := range sides {
+		for _, s := range o.sides {
 			if err := o.turn(ctx, r, s, &section); err != nil {
 				return section, fmt.Errorf("%s: %w", s.name(), err)
 			}
@@ -194,14 +207,16 @@ func (o options) turn(ctx context.Context, r row, s side, section *report.Sectio
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	started := time.Now()
-	p, err := s.start(ctx, dir, r.members)
+	p, err := s.start(ctx, dir, r)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.stop()) }()
 	turn := &run{side: s, plane: p, took: time.Since(started), quick: o.quick, section: section}
-	if err := p.prepare(ctx); err != nil {
-		return err
+	if !r.schedules {
+		if err := p.prepare(ctx); err != nil {
+			return err
+		}
 	}
 	return r.run(ctx, turn)
 }

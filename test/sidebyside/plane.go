@@ -19,9 +19,9 @@ import (
 // A side is one of those that are measured.
 type side interface {
 	name() string
-	// start starts a control plane of so many members with its data below dir, and returns when
+	// start starts the control plane that a row wants with its data below dir, and returns when
 	// every API server is ready.
-	start(ctx context.Context, dir string, members int) (*plane, error)
+	start(ctx context.Context, dir string, r row) (*plane, error)
 }
 
 // plane is a control plane that runs.

@@ -34,7 +34,7 @@ func stockPrograms(dir string) []string {
 // member is where one etcd and its API server are.
 type member struct{ name, client, peer, api string }
 
-func (s stock) start(ctx context.Context, dir string, members int) (*plane, error) {
+func (s stock) start(ctx context.Context, dir string, r row) (*plane, error) {
 	p := &plane{}
 	files, err := writePKI(dir)
 	if err != nil {
@@ -44,7 +44,7 @@ func (s stock) start(ctx context.Context, dir string, members int) (*plane, erro
 		return p, err
 	}
 	var all []member
-	for i := range members {
+	for i := range r.members {
 		free, err := ports(3)
 		if err != nil {
 			return p, err
@@ -60,14 +60,14 @@ func (s stock) start(ctx context.Context, dir string, members int) (*plane, erro
 		}
 		for i, m := range all {
 			name := fmt.Sprintf("kube-apiserver-%d", i+1)
-			if _, err := p.launch(name, dir, filepath.Join(s.programs, "kube-apiserver"), false, s.apiFlags(dir, files, m)...); err != nil {
+			if _, err := p.launch(name, dir, filepath.Join(s.programs, "kube-apiserver"), false, s.apiFlags(dir, files, m, r)...); err != nil {
 				return err
 			}
 		}
 		if err := p.awaitReady(ctx); err != nil {
 			return err
 		}
-		return s.loops(p, dir, files, all[0])
+		return s.loops(p, dir, files, all[0], r)
 	}
 	p.restart = launch
 	return p, launch(ctx)
@@ -93,7 +93,7 @@ func (s stock) etcdFlags(dir string, files *pki, m member, all []member) []strin
 	return flags
 }
 
-func (s stock) apiFlags(dir string, files *pki, m member) []string {
+func (s stock) apiFlags(dir string, files *pki, m member, r row) []string {
 	flags := []string{
 		"--etcd-servers=https://127.0.0.1:" + m.client, "--etcd-cafile=" + files.path("ca.crt"),
 		"--etcd-certfile=" + files.path("admin.crt"), "--etcd-keyfile=" + files.path("admin.key"),
@@ -104,6 +104,10 @@ func (s stock) apiFlags(dir string, files *pki, m member) []string {
 		"--service-account-key-file=" + files.path("sa.key"), "--service-account-signing-key-file=" + files.path("sa.key"),
 		"--enable-admission-plugins=NodeRestriction", "--endpoint-reconciler-type=none",
 	}
+	if r.schedules {
+		// As upstream's harness has it: there are no accounts, and nobody takes such taints away.
+		flags = append(flags, "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition")
+	}
 	if s.tuned {
 		flags = append(flags, "--max-requests-inflight=4000", "--max-mutating-requests-inflight=4000")
 	}
@@ -111,7 +115,8 @@ func (s stock) apiFlags(dir string, files *pki, m member) []string {
 }
 
 // loops starts the parts that watch over the state; without limits on what they ask for when tuned.
-func (s stock) loops(p *plane, dir string, files *pki, m member) error {
+// Where the scheduler alone is of interest it has upstream's harness' limits and runs alone.
+func (s stock) loops(p *plane, dir string, files *pki, m member, r row) error {
 	kubeconfig := filepath.Join(dir, "loops.kubeconfig")
 	config := fmt.Sprintf(`apiVersion: v1
 kind: Config
@@ -128,8 +133,15 @@ current-context: x
 		return err
 	}
 	common := []string{"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig, "--bind-address=127.0.0.1"}
-	if s.tuned {
+	switch {
+	case r.schedules:
+		common = append(common, "--kube-api-qps=5000", "--kube-api-burst=5000")
+	case s.tuned:
 		common = append(common, "--kube-api-qps=1000", "--kube-api-burst=2000")
+	}
+	if r.schedules {
+		_, err = p.launch("kube-scheduler", dir, filepath.Join(s.programs, "kube-scheduler"), false, append(common, "--secure-port="+free[1])...)
+		return err
 	}
 	managed := append(common[:len(common):len(common)], "--secure-port="+free[0], "--root-ca-file="+files.path("ca.crt"),
 		"--service-account-private-key-file="+files.path("sa.key"), "--use-service-account-credentials=false")
