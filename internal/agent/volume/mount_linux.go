@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -29,22 +30,20 @@ func makeDir(dir string, mode fs.FileMode) error {
 // mountPoint tells whether something is mounted at dir.
 func mountPoint(dir string) (bool, error) {
 	all, err := mountsBelow(dir)
-	if err != nil {
-		return false, err
+	return slices.Contains(all, resolved(dir)), err
+}
+
+// resolved is dir as the kernel names it, without links.
+func resolved(dir string) string {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real
 	}
-	for _, m := range all {
-		if m == dir {
-			return true, nil
-		}
-	}
-	return false, nil
+	return dir
 }
 
 // mountsBelow returns the mount points at and below dir, the deepest first.
 func mountsBelow(dir string) ([]string, error) {
-	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = resolved
-	}
+	dir = resolved(dir)
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err

@@ -109,13 +109,9 @@ func expandSubPath(expr string, env []podspec.Var) (string, error) {
 
 // bindSubPath mounts volume/sub at target, making a folder if nothing is there, and returns target.
 func bindSubPath(volume, sub, target string) (string, error) {
-	if mounted, err := mountPoint(target); err != nil {
+	// When the container is started again, what it mounted may since have been replaced.
+	if err := unmountBelow(target); err != nil {
 		return "", err
-	} else if mounted {
-		// The container is started again: what it mounted may since have been replaced.
-		if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return "", fmt.Errorf("unmount %s: %w", target, err)
-		}
 	}
 	fd, err := openBeneath(volume, sub)
 	if err != nil {
@@ -129,7 +125,8 @@ func bindSubPath(volume, sub, target string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
 		return "", err
 	}
-	if err := os.RemoveAll(target); err != nil {
+	// Not RemoveAll: were the volume still mounted there, it would lose its contents.
+	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {

@@ -313,6 +313,49 @@ func TestSubPaths(t *testing.T) {
 	}
 }
 
+// TestRootThroughLink: what is mounted is found again when the agent's folder is reached through a
+// link; a sub-path that is mounted anew loses nothing.
+func TestRootThroughLink(t *testing.T) {
+	m := manager(t, sources{secrets: map[string]*corev1.Secret{"s": {Data: map[string][]byte{"a": []byte("1")}}}})
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(m.Root, link); err != nil {
+		t.Fatal(err)
+	}
+	m.Root = link
+	p := podWith(
+		corev1.Volume{Name: "d", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		corev1.Volume{Name: "m", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
+		corev1.Volume{Name: "s", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}},
+	)
+	c := &p.Spec.Containers[0]
+	c.VolumeMounts = []corev1.VolumeMount{{Name: "d", MountPath: "/x", SubPath: "sub"}}
+	kept := map[string]string{}
+	for try := range 2 {
+		prepare(t, m, p)
+		mounts, err := m.Mounts(t.Context(), p, c, nil)
+		if err != nil {
+			t.Fatalf("attempt %d: %v", try, err)
+		}
+		for _, at := range []string{mounts[0].GetHostPath(), dir(t, m, p, "m")} {
+			path := filepath.Join(at, "f")
+			if try == 0 {
+				if err := os.WriteFile(path, []byte(at), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				kept[path] = at
+			}
+		}
+		for path, want := range kept {
+			if got := content(t, path); got != want {
+				t.Errorf("attempt %d: %s holds %q", try, path, got)
+			}
+		}
+		if got := content(t, filepath.Join(dir(t, m, p, "s"), "a")); got != "1" {
+			t.Errorf("attempt %d: secret %q", try, got)
+		}
+	}
+}
+
 // TestAtomicWriter: after any row of payloads the folder holds exactly the last one.
 func TestAtomicWriter(t *testing.T) {
 	base := t.TempDir()
