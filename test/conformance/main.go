@@ -43,11 +43,12 @@ func main() {
 
 // command is what the user asked for.
 type command struct {
-	root, cache, focus, skip, resume, spec string
-	keep, diagnose                         bool
-	procs                                  int
-	cluster                                cluster
-	progress                               func(string, ...any)
+	root, cache, results      string
+	focus, skip, resume, spec string
+	keep, diagnose            bool
+	procs                     int
+	cluster                   cluster
+	progress                  func(string, ...any)
 }
 
 func run(ctx context.Context, args []string) error {
@@ -64,6 +65,7 @@ func run(ctx context.Context, args []string) error {
 	case "one":
 		return c.one(ctx)
 	case "smoke":
+		c.results = "smoke"
 		return c.smoke(ctx)
 	case "down":
 		return c.cluster.down(ctx)
@@ -82,6 +84,7 @@ func parse(args []string) (*command, error) {
 	flags.StringVar(&c.focus, "focus", "", "run only specs that match this `regex`")
 	flags.StringVar(&c.skip, "skip", "", "leave out specs that match this `regex`")
 	flags.StringVar(&c.resume, "resume", "", "what to do with earlier results: go on after them (`all`), or only after those that passed (passed)")
+	flags.StringVar(&c.results, "results", "run", "`folder` below .cache/conformance for results")
 	flags.StringVar(&c.spec, "spec", "", "the `name` of a spec, or a regex")
 	flags.BoolVar(&c.diagnose, "diagnose", true, "let failed specs tell the events and the state of the cluster")
 	flags.BoolVar(&c.keep, "keep", false, "leave the cluster up")
@@ -122,9 +125,9 @@ func (c *command) absolute() error {
 }
 
 // prepare builds programs and images, and brings a cluster up that has them.
-func (c *command) prepare(ctx context.Context, runDir string) (suite.Runner, []suite.Spec, error) {
+func (c *command) prepare(ctx context.Context) (suite.Runner, []suite.Spec, error) {
 	r := suite.Runner{
-		Programs: c.cache, Dir: filepath.Join(c.cache, runDir), Kubeconfig: c.cluster.kubeconfig(), Procs: c.procs, Progress: c.progress,
+		Programs: c.cache, Dir: filepath.Join(c.cache, c.results), Kubeconfig: c.cluster.kubeconfig(), Procs: c.procs, Progress: c.progress,
 		Diagnose: c.diagnose,
 	}
 	if err := os.MkdirAll(r.Dir, 0o755); err != nil {
@@ -155,7 +158,7 @@ func (c *command) prepare(ctx context.Context, runDir string) (suite.Runner, []s
 
 // run is `make conformance`.
 func (c *command) run(ctx context.Context) (err error) {
-	r, specs, err := c.prepare(ctx, "run")
+	r, specs, err := c.prepare(ctx)
 	defer func() { err = errors.Join(err, c.end()) }()
 	if err != nil {
 		return err
@@ -215,7 +218,7 @@ func (c *command) end() error {
 
 // one is `make conformance-one`: the cluster stays up for the next.
 func (c *command) one(ctx context.Context) error {
-	r, specs, err := c.prepare(ctx, "run")
+	r, specs, err := c.prepare(ctx)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func smokeSpecs() []string {
 
 // smoke is `make conformance-smoke`: it fails unless all its specs pass, and writes no page.
 func (c *command) smoke(ctx context.Context) (err error) {
-	r, specs, err := c.prepare(ctx, "smoke")
+	r, specs, err := c.prepare(ctx)
 	defer func() { err = errors.Join(err, c.end()) }()
 	if err != nil {
 		return err

@@ -39,8 +39,9 @@ type Runner struct {
 }
 
 const (
-	// batchSize bounds what an interrupted run has to do again.
-	batchSize = 40
+	// batchSize bounds what a run that is killed loses. The end of a batch waits for its slowest
+	// spec, so that small batches take long.
+	batchSize = 120
 	// batchTimeout bounds a batch in which everything hangs.
 	batchTimeout = 3 * time.Hour
 	// patience is how long specs may clean up after an interrupt.
