@@ -44,6 +44,7 @@ import (
 
 	"barque.dev/internal/agent/cgroup"
 	"barque.dev/internal/agent/cri"
+	"barque.dev/internal/agent/image"
 	"barque.dev/internal/agent/live"
 	"barque.dev/internal/agent/nodestatus"
 	"barque.dev/internal/agent/podspec"
@@ -95,6 +96,9 @@ type Config struct {
 	Taints   []corev1.Taint
 	Reserved *nodestatus.Reserved
 
+	// ImageGC says when unused images are removed; image.DefaultThresholds unless set.
+	ImageGC image.Thresholds
+
 	// LiveServers returns the servers to hold live connections to; nil for no self-fencing.
 	LiveServers func() []live.Server
 	// FenceBound is how long the node may be without any server; 0 is live.DefaultBound.
@@ -132,6 +136,12 @@ func (c *Config) complete() error {
 	if c.Reserved == nil {
 		r := nodestatus.DefaultReserved()
 		c.Reserved = &r
+	}
+	if c.ImageGC == (image.Thresholds{}) {
+		c.ImageGC = image.DefaultThresholds()
+	}
+	if err := c.ImageGC.Check(); err != nil {
+		return fmt.Errorf("agent: %w", err)
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -6,7 +6,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"barque.dev/internal/agent/image"
 	"barque.dev/internal/agent/logs"
 )
 
@@ -82,7 +81,7 @@ func (a *Agent) collectImages(ctx context.Context) {
 	for _, c := range list.GetContainers() {
 		inUse[c.GetImageRef()], inUse[c.GetImageId()], inUse[c.GetImage().GetImage()] = true, true, true
 	}
-	freed, err := a.parts.puller.Collect(ctx, inUse, image.DefaultThresholds())
+	freed, err := a.parts.puller.Collect(ctx, inUse, a.ImageGC)
 	if err != nil {
 		a.Log.Warn("removing unused images", "err", err)
 	}

@@ -67,6 +67,8 @@ func TestWrongCommandLines(t *testing.T) {
 		`--vip "x": give an IP address`:                  {"server", "--vip", "x"},
 		`--cluster-cidr "x": give a range`:               {"server", "--cluster-cidr", "x"},
 		`--node-monitor-grace-period 1s: choose 20s`:     {"server", "--data-dir", dir, "--node-monitor-grace-period", "1s"},
+		"choose percentages of which the first":          {"server", "--data-dir", dir, "--image-gc-high-threshold", "80"},
+		`--image-gc-low-threshold "x": give a whole`:     {"agent", "--image-gc-low-threshold", "x"},
 		`--fence-after "x": give a time`:                 {"agent", "--fence-after", "x"},
 		`--vip: give an IP address`:                      {"server", "--vip"},
 		"--data-dir is missing":                          {"server"},

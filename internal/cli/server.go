@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"barque.dev/internal/agent/image"
 	"barque.dev/internal/local"
 	"barque.dev/internal/node"
 )
@@ -105,6 +106,9 @@ func commonFlags(flags *pflag.FlagSet, c *node.Common, level *string) {
 	flags.StringVar(&c.CgroupRoot, "cgroup-root", "/", "control `group` below which the pods' groups are made")
 	flags.DurationVar(&c.FenceAfter, "fence-after", 2500*time.Millisecond,
 		"how long this machine may be without any server before it stops pods that must not run twice")
+	c.ImageGC = image.DefaultThresholds()
+	flags.Int64Var(&c.ImageGC.High, "image-gc-high-threshold", c.ImageGC.High, "how full, in `percent`, the disk may get before unused images are removed; 100 for never")
+	flags.Int64Var(&c.ImageGC.Low, "image-gc-low-threshold", c.ImageGC.Low, "how full, in `percent`, the disk may stay when unused images are removed")
 	flags.StringVar(level, "log-level", "info", "debug, info, warn or error")
 }
 

@@ -51,7 +51,7 @@ func dashed(name string) string {
 // wanted names what a flag takes.
 func wanted(f *pflag.Flag) string {
 	switch f.Value.Type() {
-	case "int":
+	case "int", "int64":
 		return "a whole number"
 	case "bool":
 		return "true or false"

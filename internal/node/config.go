@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"barque.dev/internal/agent/image"
 )
 
 // Defaults of the cluster's shape.
@@ -45,6 +47,9 @@ type Common struct {
 	// FenceAfter is how long an agent may be without any server before it stops the pods
 	// that must not run twice.
 	FenceAfter time.Duration
+	// ImageGC says how full, in percent, the disk with the images may get before unused ones are
+	// removed, and how full it may stay. Unset, both are the stock kubelet's.
+	ImageGC image.Thresholds
 	// Log receives everything; never nil.
 	Log *slog.Logger
 }
@@ -123,6 +128,12 @@ func (c *Common) complete() error {
 	}
 	if c.CgroupRoot == "" {
 		c.CgroupRoot = "/"
+	}
+	if c.ImageGC == (image.Thresholds{}) {
+		c.ImageGC = image.DefaultThresholds()
+	}
+	if err := c.ImageGC.Check(); err != nil {
+		return fmt.Errorf("--image-gc-high-threshold, --image-gc-low-threshold: %w", err)
 	}
 	return nil
 }

@@ -152,7 +152,7 @@ func (w *worker) openAgent() (err error) {
 		Runtime: w.cri, Images: w.cri, RootDir: w.cfg.home.path("agent", "kubelet"), CgroupRoot: w.cfg.CgroupRoot,
 		ClusterDNS: []string{w.cfg.clusterDNS.String()}, ClusterDomain: w.cfg.clusterDomain,
 		TLS: w.cfg.certs.ServingTLS(), ClientCA: w.cfg.ca,
-		LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
+		ImageGC: w.cfg.ImageGC, LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
 	})
 	return err
 }

@@ -13,7 +13,7 @@ import (
 
 // Thresholds say when images are removed, in percent of the disk they are on.
 type Thresholds struct {
-	// High starts the removal, Low ends it.
+	// High starts the removal, Low ends it; a High of 100 never does.
 	High, Low int64
 	// MinAge spares images that came or were used a moment ago.
 	MinAge time.Duration
@@ -21,6 +21,14 @@ type Thresholds struct {
 
 // DefaultThresholds are the stock kubelet's.
 func DefaultThresholds() Thresholds { return Thresholds{High: 85, Low: 80, MinAge: 2 * time.Minute} }
+
+// Check tells what is wrong with the percentages.
+func (t Thresholds) Check() error {
+	if t.Low < 0 || t.High > 100 || t.Low >= t.High {
+		return fmt.Errorf("image removal begins at %d %% of the disk and ends at %d %%: choose percentages of which the first is the higher one", t.High, t.Low)
+	}
+	return nil
+}
 
 // Candidate is an image that could be removed.
 type Candidate struct {
@@ -76,7 +84,7 @@ func (p *Puller) Collect(ctx context.Context, inUse map[string]bool, th Threshol
 	p.mu.Unlock()
 
 	used, size, err := p.disk(ctx)
-	if err != nil || size == 0 || used*100 < size*th.High {
+	if err != nil || size == 0 || th.High == 100 || used*100 < size*th.High {
 		return 0, err
 	}
 	var freed int64

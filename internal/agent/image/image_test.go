@@ -147,7 +147,8 @@ func TestChoose(t *testing.T) {
 }
 
 func TestCollect(t *testing.T) {
-	rt := critest.New("a", "b")
+	rt := critest.New("a", "b", "imported")
+	rt.Pin("imported")
 	now := time.Unix(10_000, 0)
 	p := image.NewPuller(rt, secrets{}, func() time.Time { return now })
 	th := image.Thresholds{High: 0, Low: 0, MinAge: time.Minute} // every disk is too full
@@ -160,7 +161,39 @@ func TestCollect(t *testing.T) {
 		t.Errorf("freed %d, %v", freed, err)
 	}
 	list, err := rt.ListImages(t.Context(), nil)
-	if err != nil || len(list.GetImages()) != 1 || list.GetImages()[0].GetId() != "sha256:a" {
-		t.Errorf("left: %v, %v", list, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, i := range list.GetImages() {
+		left = append(left, i.GetId())
+	}
+	slices.Sort(left)
+	if !slices.Equal(left, []string{"sha256:a", "sha256:imported"}) {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestCollectNever(t *testing.T) {
+	rt := critest.New("a")
+	now := time.Unix(10_000, 0)
+	p := image.NewPuller(rt, secrets{}, func() time.Time { return now })
+	th := image.Thresholds{High: 100, Low: 0}
+	for range 2 {
+		if freed, err := p.Collect(t.Context(), nil, th); err != nil || freed != 0 {
+			t.Errorf("freed %d, %v", freed, err)
+		}
+		now = now.Add(time.Hour)
+	}
+}
+
+func TestThresholds(t *testing.T) {
+	for th, good := range map[image.Thresholds]bool{
+		image.DefaultThresholds(): true, {High: 100}: true, {High: 1}: true,
+		{High: 80, Low: 80}: false, {High: 80, Low: 85}: false, {High: 101, Low: 1}: false, {High: 5, Low: -1}: false,
+	} {
+		if err := th.Check(); (err == nil) != good {
+			t.Errorf("%+v: %v", th, err)
+		}
 	}
 }

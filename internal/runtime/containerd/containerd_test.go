@@ -431,6 +431,9 @@ func TestImages(t *testing.T) {
 	if err != nil || r.Image == nil {
 		t.Errorf("taking away one name took the image away: %v, %v", r, err)
 	}
+	if !r.GetImage().GetPinned() {
+		t.Error("an image that was imported is not pinned")
+	}
 	if err := store.Remove(n.ctx, "example.test/app:one"); err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,13 @@ import (
 // seenLimit is how long CRI may take to notice an image that was imported or removed.
 const seenLimit = 10 * time.Second
 
+// The label by which containerd's CRI tells that an image is pinned: whoever removes unused images
+// leaves it alone.
+const (
+	pinnedLabel = "io.cri-containerd.pinned"
+	pinnedValue = "pinned"
+)
+
 // Stored is an image that a containerd has.
 type Stored struct {
 	// Name is complete, as [Normalize] makes it.
@@ -70,8 +77,9 @@ func (s *Store) Close() error {
 
 // Import reads an archive of images, made by docker save, podman, [WriteArchive] or whatever
 // else writes Docker's or OCI's format, compressed by gzip, zstd or bzip2 or not at all. It
-// returns the images that pods can run from now. An archive that has no image for this
-// machine's platform, or none with a name, is refused.
+// returns the images that pods can run from now. They are pinned, since there may be no registry to
+// fetch them from again. An archive that has no image for this machine's platform, or none with a
+// name, is refused.
 func (s *Store) Import(ctx context.Context, archive io.Reader) ([]Stored, error) {
 	plain, done, err := decompress(archive)
 	if err != nil {
@@ -90,13 +98,14 @@ func (s *Store) Import(ctx context.Context, archive io.Reader) ([]Stored, error)
 	defer func() { _ = release(context.WithoutCancel(ctx)) }()
 
 	var nameless []string
-	imported, err := s.client.Import(ctx, plain, containerd.WithImageRefTranslator(func(ref string) string {
-		if isName(ref) {
-			return ref
-		}
-		nameless = append(nameless, ref)
-		return ""
-	}))
+	imported, err := s.client.Import(ctx, plain, containerd.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
+		containerd.WithImageRefTranslator(func(ref string) string {
+			if isName(ref) {
+				return ref
+			}
+			nameless = append(nameless, ref)
+			return ""
+		}))
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, errors.New("import images: the archive ends too early")
@@ -147,7 +156,7 @@ func (s *Store) settle(ctx context.Context, image core.Image, snapshotter string
 	}
 	// CRI hears of it by an event, and calls an image by the digest of its configuration. One
 	// that it knows by that name already may have had other content before.
-	err = s.await(ctx, full, func(known *cri.Image) bool { return known.GetId() == config.Digest.String() })
+	err = s.await(ctx, full, func(known *cri.Image) bool { return known.GetId() == config.Digest.String() && known.GetPinned() })
 	if err != nil {
 		return Stored{}, err
 	}
@@ -159,7 +168,7 @@ func (s *Store) rename(ctx context.Context, image core.Image, from string) (core
 	service := s.client.ImageService()
 	renamed, err := service.Create(ctx, image)
 	if errdefs.IsAlreadyExists(err) {
-		renamed, err = service.Update(ctx, image, "target")
+		renamed, err = service.Update(ctx, image, "target", "labels")
 	}
 	if err != nil {
 		return core.Image{}, fmt.Errorf("name it %s: %w", image.Name, err)

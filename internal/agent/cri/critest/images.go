@@ -60,3 +60,10 @@ func (r *Runtime) RemoveImage(_ context.Context, in *runtimeapi.RemoveImageReque
 func (r *Runtime) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest, ...grpc.CallOption) (*runtimeapi.ImageFsInfoResponse, error) {
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: []*runtimeapi.FilesystemUsage{{FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: os.TempDir()}}}}, nil
 }
+
+// Pin pins an image, as importing it does.
+func (r *Runtime) Pin(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.images[name].Pinned = true
+}
