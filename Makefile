@@ -41,7 +41,7 @@ test: build unit integration portability ## all tests, unit and integration
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =
 unit: programs
-	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/...)
+	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 -parallel 8 ./test/integration/...

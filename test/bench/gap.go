@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"barque.dev/internal/local"
+	"barque.dev/test/report"
 )
 
 // fault is a way to lose a machine's server. strike returns when it is lost, and what is left to do
@@ -162,10 +163,10 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	}
 	gap := longestGap(writes, struck)
 	b.say("%s (%s): no write for %v, first binding after %v; %d writes", f.name, victim.Name, gap, bound, w.written)
-	b.add(figure{Name: "write gap, " + f.name, Unit: "ms", Aim: f.aim,
+	b.add(report.Figure{Name: "write gap, " + f.name, Unit: "ms", Aim: f.aim,
 		Includes: "longest time between two acknowledged writes, chained conditional updates through the virtual IP by a client that hedges after 40 ms and dials for 200 ms at most, in the 3 s after; stock: 1–2 s for etcd alone"}, milliseconds(gap))
 	if f.leads {
-		b.add(figure{Name: "first binding, " + f.name, Unit: "ms",
+		b.add(report.Figure{Name: "first binding, " + f.name, Unit: "ms",
 			Includes: "from the fault to the binding of a pod that is created right after it; stock: 15–17 s"}, milliseconds(bound))
 	}
 	return nil

@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"barque.dev/internal/local"
+	"barque.dev/test/proc"
+	"barque.dev/test/report"
 )
 
 func measureIdle(ctx context.Context, b *bench) (err error) {
@@ -100,33 +102,33 @@ func fetchEverything(ctx context.Context, config *rest.Config) error {
 
 // weigh adds what a machine's processes weigh.
 func (b *bench) weigh(m *local.Machine) error {
-	server, err := memoryOf(m.PID())
+	server, err := proc.Weigh(m.PID())
 	if err != nil {
 		return err
 	}
-	var runtime, shims memory
+	var runtime, shims proc.Memory
 	for pid, command := range processesWith(m.DataDir() + "/") {
-		use, err := memoryOf(pid)
+		use, err := proc.Weigh(pid)
 		if err != nil {
 			continue // it has ended
 		}
 		switch {
 		case strings.Contains(command, "barque-containerd "):
-			runtime.anon += use.anon
-			runtime.pss += use.pss
+			runtime.Private += use.Private
+			runtime.Proportional += use.Proportional
 		case strings.Contains(command, "containerd-shim"):
-			shims.anon += use.anon
-			shims.pss += use.pss
+			shims.Private += use.Private
+			shims.Proportional += use.Proportional
 		}
 	}
 	b.say("%s: server %.0f (%.0f), containerd %.0f (%.0f), shims %.0f (%.0f) MB private (proportional)", m.Name,
-		server.anon, server.pss, runtime.anon, runtime.pss, shims.anon, shims.pss)
+		server.Private, server.Proportional, runtime.Private, runtime.Proportional, shims.Private, shims.Proportional)
 	const all = "etcd, API server, scheduler and controllers where it leads, agent, network, DNS; after all of OpenAPI and a list of every kind"
-	b.add(figure{Name: "server, private memory", Unit: "MB", Aim: "150", Includes: all + "; anonymous memory"}, server.anon)
-	b.add(figure{Name: "server, proportional memory", Unit: "MB", Aim: "150", Includes: all + "; the program's pages are shared by three servers here"}, server.pss)
-	b.add(figure{Name: "containerd, private memory", Unit: "MB", Includes: "one a machine"}, runtime.anon)
-	b.add(figure{Name: "containerd, proportional memory", Unit: "MB", Includes: "one a machine"}, runtime.pss)
-	b.add(figure{Name: "shims, private memory", Unit: "MB", Includes: "all of a machine: one a pod, one pod of the sample here"}, shims.anon)
+	b.add(report.Figure{Name: "server, private memory", Unit: "MB", Aim: "150", Includes: all + "; anonymous memory"}, server.Private)
+	b.add(report.Figure{Name: "server, proportional memory", Unit: "MB", Aim: "150", Includes: all + "; the program's pages are shared by three servers here"}, server.Proportional)
+	b.add(report.Figure{Name: "containerd, private memory", Unit: "MB", Includes: "one a machine"}, runtime.Private)
+	b.add(report.Figure{Name: "containerd, proportional memory", Unit: "MB", Includes: "one a machine"}, runtime.Proportional)
+	b.add(report.Figure{Name: "shims, private memory", Unit: "MB", Includes: "all of a machine: one a pod, one pod of the sample here"}, shims.Private)
 	return nil
 }
 
@@ -134,7 +136,7 @@ func (b *bench) weigh(m *local.Machine) error {
 func (b *bench) idleCPU(ctx context.Context, c *cluster, length time.Duration) error {
 	before := map[int]time.Duration{}
 	for _, m := range c.Machines {
-		used, err := cpuOf(m.PID())
+		used, err := proc.CPU(m.PID())
 		if err != nil {
 			return err
 		}
@@ -145,11 +147,11 @@ func (b *bench) idleCPU(ctx context.Context, c *cluster, length time.Duration) e
 		return err
 	}
 	for _, m := range c.Machines {
-		used, err := cpuOf(m.PID())
+		used, err := proc.CPU(m.PID())
 		if err != nil {
 			return err
 		}
-		b.add(figure{Name: "server, CPU", Unit: "% of a core", Includes: fmt.Sprintf("over %v without clients; the sample's probes go on", length)},
+		b.add(report.Figure{Name: "server, CPU", Unit: "% of a core", Includes: fmt.Sprintf("over %v without clients; the sample's probes go on", length)},
 			100*(used-before[m.PID()]).Seconds()/time.Since(started).Seconds())
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"barque.dev/examples"
 	"barque.dev/internal/local"
+	"barque.dev/test/report"
 )
 
 const (
@@ -106,7 +107,7 @@ func (b *bench) lostOnce(ctx context.Context, c *cluster, leads bool, name strin
 			return fmt.Errorf("replacement in the %s: %w", kind, r.err)
 		}
 		b.say("%s %s lost: the %s's pod runs elsewhere after %v", who, victim.Name, kind, r.at.Sub(struck))
-		b.add(figure{Name: kind + ", " + who + " lost", Unit: "s", Aim: "5",
+		b.add(report.Figure{Name: kind + ", " + who + " lost", Unit: "s", Aim: "5",
 			Includes: "power off of the machine until the replacement is Running on another; its image is there; stock about 350 s"}, r.at.Sub(struck).Seconds())
 	}
 	return errors.Join(<-injected, deleteWorkloads(ctx, client, name))

@@ -1,8 +1,8 @@
 // Command bench measures Barque on this machine and writes docs/benchmarks.md: how long a cluster
-// takes to come up, what it weighs when idle, how long clients notice the loss of a machine, and
-// what the control plane carries. It needs root and bin/barque; `make bench` builds that.
+// takes to come up, what it weighs when idle, and how long clients notice the loss of a machine. It needs root and bin/barque; `make bench` builds that.
 //
-// Every figure is absolute: median, least, greatest and how often it was taken. Nobody edits
+// Every figure is absolute: median, least, greatest and how often it was taken; test/sidebyside
+// measures the control plane beside stock's. Nobody edits
 // the page by hand; a run with -only replaces the sections that it measured, a run with -quick
 // prints without writing.
 package main
@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"barque.dev/test/report"
 )
 
 // row is one section of the page.
@@ -36,7 +38,6 @@ func rows() []row {
 		{"idle", "What an idle cluster weighs", measureIdle},
 		{"gap", "What a client notices when the leader is lost", measureGap},
 		{"lost", "From a lost machine to the replacement pod", measureLost},
-		{"load", "Throughput of one control plane", measureLoad},
 	}
 }
 
@@ -44,9 +45,8 @@ func rows() []row {
 type bench struct {
 	program string
 	quick   bool
-	rounds  int // overrides how often a figure is taken, when not 0
-	figures []figure
-	row     string
+	rounds  int             // overrides how often a figure is taken, when not 0
+	section *report.Section // that is measured
 }
 
 // times is how often to take a figure.
@@ -63,20 +63,11 @@ func (b *bench) times(full, quick int) int {
 
 // say prints progress.
 func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%s  %s: %s\n", time.Now().Format(time.TimeOnly), b.row, fmt.Sprintf(format, args...))
+	fmt.Fprintf(os.Stderr, "%s  %s: %s\n", time.Now().Format(time.TimeOnly), b.section.Name, fmt.Sprintf(format, args...))
 }
 
 // add records a sample of a figure of the current row.
-func (b *bench) add(spec figure, samples ...float64) {
-	for i := range b.figures {
-		if b.figures[i].Row == b.row && b.figures[i].Name == spec.Name {
-			b.figures[i].Samples = append(b.figures[i].Samples, samples...)
-			return
-		}
-	}
-	spec.Row, spec.Samples = b.row, samples
-	b.figures = append(b.figures, spec)
-}
+func (b *bench) add(spec report.Figure, samples ...float64) { b.section.Add(spec, "", samples...) }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -125,34 +116,43 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("-only %s: there are %s", name, strings.Join(names, ", "))
 		}
 	}
-	if err := b.measure(ctx, chosen); err != nil {
-		return err
-	}
-	page, err := newPage(*root, b.figures, chosen)
-	if err != nil {
-		return err
-	}
-	fmt.Print(page.markdown())
-	if b.quick {
-		return nil
-	}
-	return page.write(*root)
+	return b.measure(ctx, *root, chosen)
 }
 
-func (b *bench) measure(ctx context.Context, chosen []string) error {
+// measure takes the rows' figures; the page has each as soon as it is done.
+func (b *bench) measure(ctx context.Context, root string, chosen []string) error {
 	if err := cleanUp(ctx); err != nil {
 		return err
 	}
+	shown := &report.Page{}
 	for _, r := range rows() {
 		if !slices.Contains(chosen, r.name) {
 			continue
 		}
-		b.row = r.name
+		section, err := report.NewSection(root, r.name, r.title)
+		if err != nil {
+			return err
+		}
+		b.section = &section
 		b.say("%s", r.title)
 		if err := r.run(ctx, b); err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
+		section.Machine = report.Machine() // with the load as it is at the end
+		shown.Put(section)
+		if b.quick {
+			continue
+		}
+		page, err := report.Load(root)
+		if err != nil {
+			return err
+		}
+		page.Put(section)
+		if err := page.Write(root); err != nil {
+			return err
+		}
 	}
+	fmt.Print(shown.Markdown())
 	return nil
 }
 

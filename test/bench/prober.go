@@ -120,7 +120,7 @@ func (p *prober) call(ctx context.Context, client *http.Client, method, path str
 	if err != nil {
 		return 0, err
 	}
-	req.Header.Set("Content-Type", mediaJSON)
+	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err

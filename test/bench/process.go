@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -21,52 +20,6 @@ import (
 
 	"barque.dev/internal/local"
 )
-
-// memory is what a process weighs, in MB of 1e6 bytes.
-type memory struct {
-	anon float64 // private: its own heap, stacks and data
-	pss  float64 // proportional: shared pages are divided by those who map them
-}
-
-func memoryOf(pid int) (memory, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return memory{}, err
-	}
-	defer func() { _ = f.Close() }()
-	var m memory
-	scan := bufio.NewScanner(f)
-	for scan.Scan() {
-		fields := strings.Fields(scan.Text())
-		if len(fields) < 2 {
-			continue
-		}
-		kb, _ := strconv.ParseFloat(fields[1], 64)
-		switch fields[0] {
-		case "Pss:":
-			m.pss = kb * 1024 / 1e6
-		case "Anonymous:":
-			m.anon = kb * 1024 / 1e6
-		}
-	}
-	return m, scan.Err()
-}
-
-// cpuOf is the CPU time that a process has used, all threads, to the scheduler's clock tick.
-func cpuOf(pid int) (time.Duration, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat is short", pid)
-	}
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	// USER_HZ is 100 on every architecture that Linux' ABI knows for us.
-	return time.Duration(user+system) * 10 * time.Millisecond, nil
-}
 
 // processesWith lists the processes whose command line names path.
 func processesWith(path string) map[int]string {

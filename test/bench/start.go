@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"barque.dev/internal/local"
+	"barque.dev/test/report"
 )
 
 // cluster is a local cluster under measurement.
@@ -76,9 +77,9 @@ func upOnce(ctx context.Context, b *bench) (err error) {
 	}
 	answers := time.Since(started)
 	b.say("nodes Ready after %v, the sample answers after %v", ready, answers)
-	b.add(figure{Name: "until three nodes are Ready", Unit: "s", Aim: "10",
+	b.add(report.Figure{Name: "until three nodes are Ready", Unit: "s", Aim: "10",
 		Includes: "everything from an empty directory: keys, etcd, two joins, containerd and its start on three machines"}, ready.Seconds())
-	b.add(figure{Name: "until the sample answers", Unit: "s", Aim: "15",
+	b.add(report.Figure{Name: "until the sample answers", Unit: "s", Aim: "15",
 		Includes: "the above, the import of its images on three machines, Deployment to first answer at the virtual IP"}, answers.Seconds())
 	return nil
 }
@@ -110,9 +111,9 @@ func startOnce(ctx context.Context, b *bench) error {
 	}
 	s.stop()
 	b.say("fresh %v, restart %v", fresh, again)
-	b.add(figure{Name: "fresh start to /readyz", Unit: "ms", Aim: "1000",
+	b.add(report.Figure{Name: "fresh start to /readyz", Unit: "ms", Aim: "1000",
 		Includes: "process start, keys and certificates, etcd, API server, stock roles; `barque server --disable agent`"}, milliseconds(fresh))
-	b.add(figure{Name: "restart to /readyz", Unit: "ms", Aim: "1000",
+	b.add(report.Figure{Name: "restart to /readyz", Unit: "ms", Aim: "1000",
 		Includes: "process start on the data of a stopped server; stock's API server alone took 2,900 beside a running etcd"}, milliseconds(again))
 	return nil
 }

@@ -97,7 +97,7 @@ func NewSection(root, name, title string) (Section, error) {
 	}
 	return Section{
 		Name: name, Title: title, Date: time.Now().UTC().Format(time.DateOnly),
-		Commit: string(bytes.TrimSpace(out)), Machine: machine(),
+		Commit: string(bytes.TrimSpace(out)), Machine: Machine(),
 	}, nil
 }
 
@@ -259,8 +259,8 @@ func show(v float64) string {
 	}
 }
 
-// machine describes what the figures were taken on.
-func machine() string {
+// Machine describes what the figures were taken on.
+func Machine() string {
 	var u unix.Utsname
 	release := "unknown"
 	if err := unix.Uname(&u); err == nil {

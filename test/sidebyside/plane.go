@@ -134,6 +134,15 @@ func tail(file string) string {
 	return string(data[max(0, len(data)-2000):])
 }
 
+// pids are its processes'.
+func (p *plane) pids() []int {
+	var all []int
+	for _, c := range p.processes {
+		all = append(all, c.cmd.Process.Pid)
+	}
+	return all
+}
+
 // awaitReady waits until every API server says that it is.
 func (p *plane) awaitReady(ctx context.Context) error {
 	for _, u := range p.urls {

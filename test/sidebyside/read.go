@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
@@ -53,7 +54,7 @@ func measureReads(ctx context.Context, r *run) error {
 // lists reads one list again and again.
 func (r *run) lists(ctx context.Context, l *loader, name, accept, path string) error {
 	n := max(r.scale(20), 3)
-	before, err := r.plane.cpu()
+	before, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
@@ -65,7 +66,7 @@ func (r *run) lists(ctx context.Context, l *loader, name, accept, path string) e
 	if err != nil {
 		return err
 	}
-	after, err := r.plane.cpu()
+	after, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
@@ -105,14 +106,14 @@ func (r *run) chunks(ctx context.Context, l *loader, total int) error {
 
 // listMemory is what lists add to the servers' private memory while several run at once.
 func (r *run) listMemory(ctx context.Context, l *loader) error {
-	before, err := r.plane.memory()
+	before, err := proc.Weigh(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
-	most := before.private
+	most := before.Private
 	group.Go(func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
@@ -121,8 +122,8 @@ func (r *run) listMemory(ctx context.Context, l *loader) error {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if m, err := r.plane.memory(); err == nil {
-					most = max(most, m.private)
+				if m, err := proc.Weigh(r.plane.pids()...); err == nil {
+					most = max(most, m.Private)
 				}
 			}
 		}
@@ -136,7 +137,7 @@ func (r *run) listMemory(ctx context.Context, l *loader) error {
 	if err != nil {
 		return err
 	}
-	r.add(report.Figure{Name: "private memory that lists add", Unit: "MB", Better: "less", Includes: "the most, while 8 clients list all pods as JSON"}, max(most-before.private, 0.1))
+	r.add(report.Figure{Name: "private memory that lists add", Unit: "MB", Better: "less", Includes: "the most, while 8 clients list all pods as JSON"}, max(most-before.Private, 0.1))
 	return nil
 }
 

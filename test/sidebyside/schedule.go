@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
@@ -183,7 +184,7 @@ func (p *player) createPods(ctx context.Context, s step, n int) error {
 	if err != nil {
 		return err
 	}
-	before, err := p.plane.cpu()
+	before, err := proc.CPU(p.plane.pids()...)
 	if err != nil {
 		return err
 	}
@@ -196,7 +197,7 @@ func (p *player) createPods(ctx context.Context, s step, n int) error {
 		return fmt.Errorf("%s: %w", p.benchmark.Name, err)
 	}
 	wall := time.Since(started)
-	after, err := p.plane.cpu()
+	after, err := proc.CPU(p.plane.pids()...)
 	if err != nil || !s.CollectMetrics {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
@@ -22,25 +23,25 @@ func measureStart(ctx context.Context, r *run) error {
 	if r.quick {
 		pause = 5 * time.Second
 	}
-	before, err := r.plane.cpu()
+	before, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
 	if err := sleep(ctx, pause); err != nil {
 		return err
 	}
-	after, err := r.plane.cpu()
+	after, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
-	m, err := r.plane.memory()
+	m, err := proc.Weigh(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
-	r.add(report.Figure{Name: "idle private memory", Unit: "MB", Better: "less", Includes: "all processes, after all of OpenAPI and a list of every kind were read"}, m.private)
-	r.add(report.Figure{Name: "idle proportional memory", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, m.proportional)
+	r.add(report.Figure{Name: "idle private memory", Unit: "MB", Better: "less", Includes: "all processes, after all of OpenAPI and a list of every kind were read"}, m.Private)
+	r.add(report.Figure{Name: "idle proportional memory", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, m.Proportional)
 	r.add(report.Figure{Name: "idle CPU", Unit: "% of a core", Better: "less", Includes: fmt.Sprintf("over %v without clients", pause)}, 100*(after-before).Seconds()/pause.Seconds())
-	r.say("ready after %v, %.0f MB private", r.took.Round(time.Millisecond), m.private)
+	r.say("ready after %v, %.0f MB private", r.took.Round(time.Millisecond), m.Private)
 	return nil
 }
 
@@ -138,7 +139,7 @@ func measureMemory(ctx context.Context, r *run) error {
 			return err
 		}
 	}
-	peak, err := r.plane.memory()
+	peak, err := proc.Weigh(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
@@ -149,15 +150,15 @@ func measureMemory(ctx context.Context, r *run) error {
 	if err := sleep(ctx, pause); err != nil {
 		return err
 	}
-	after, err := r.plane.memory()
+	after, err := proc.Weigh(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
 	what := fmt.Sprintf("3 rounds of %d pods created, listed and deleted", total)
-	r.add(report.Figure{Name: "private memory right after load", Unit: "MB", Better: "less", Includes: what}, peak.private)
-	r.add(report.Figure{Name: "private memory a while after load", Unit: "MB", Better: "less", Includes: fmt.Sprintf("%v later", pause)}, after.private)
-	r.add(report.Figure{Name: "proportional memory a while after load", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, after.proportional)
-	r.say("%.0f MB private after load, %.0f MB later", peak.private, after.private)
+	r.add(report.Figure{Name: "private memory right after load", Unit: "MB", Better: "less", Includes: what}, peak.Private)
+	r.add(report.Figure{Name: "private memory a while after load", Unit: "MB", Better: "less", Includes: fmt.Sprintf("%v later", pause)}, after.Private)
+	r.add(report.Figure{Name: "proportional memory a while after load", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, after.Proportional)
+	r.say("%.0f MB private after load, %.0f MB later", peak.Private, after.Private)
 	return nil
 }
 

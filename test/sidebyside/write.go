@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
@@ -25,7 +26,7 @@ type phase struct {
 
 // phase runs f, which sends the requests, and adds rate, latencies and what the servers spent.
 func (r *run) phase(p phase, f func() ([]time.Duration, error)) error {
-	before, err := r.plane.cpu()
+	before, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}
@@ -35,7 +36,7 @@ func (r *run) phase(p phase, f func() ([]time.Duration, error)) error {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
 	wall := time.Since(started)
-	after, err := r.plane.cpu()
+	after, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
 	}

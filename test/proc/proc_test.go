@@ -1,0 +1,50 @@
+package proc
+
+import (
+	"os"
+	"runtime"
+	"testing"
+	"time"
+)
+
+func TestOwnProcess(t *testing.T) {
+	before, err := Weigh(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 64 << 20
+	block := make([]byte, size)
+	for i := range block {
+		block[i] = 1
+	}
+	spent, err := CPU(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := Weigh(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if grown := after.Private - before.Private; grown < 60 || grown > 200 {
+		t.Errorf("64 MiB more are %.1f MB of private memory", grown)
+	}
+	if after.Proportional < after.Private {
+		t.Errorf("%.1f MB with shared pages, %.1f MB without", after.Proportional, after.Private)
+	}
+	for started := time.Now(); time.Since(started) < 5*time.Second; {
+		if now, err := CPU(os.Getpid()); err != nil || now > spent {
+			runtime.KeepAlive(block)
+			return
+		}
+	}
+	t.Error("a busy process has spent no time")
+}
+
+func TestMissingProcess(t *testing.T) {
+	if _, err := Weigh(1 << 30); err == nil {
+		t.Error("a process that does not exist weighs something")
+	}
+	if _, err := CPU(1 << 30); err == nil {
+		t.Error("a process that does not exist has spent something")
+	}
+}
