@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -269,12 +270,27 @@ func (w *worker) readMessages(ctx context.Context, observed *cri.Pod) {
 
 func lastWords(ctx context.Context, c cri.Container) string {
 	if c.MessageFile != "" {
-		if data, err := os.ReadFile(c.MessageFile); err == nil && len(data) > 0 {
-			return string(data[:min(len(data), maxMessage)])
+		if message, err := end(c.MessageFile, maxMessage); err == nil && message != "" {
+			return message
 		}
 	}
 	if c.MessagePolicy == string(corev1.TerminationMessageFallbackToLogsOnError) && c.ExitCode != 0 && c.LogPath != "" {
 		return logs.Tail(ctx, c.LogPath, maxMessageLines, maxMessageLog)
 	}
 	return ""
+}
+
+// end returns at most the last bytes of a file. The container writes it and may make it as large as it likes.
+func end(path string, bytes int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	data, err := io.ReadAll(io.NewSectionReader(f, max(info.Size()-bytes, 0), bytes))
+	return string(data), err
 }
