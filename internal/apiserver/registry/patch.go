@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,8 +29,16 @@ import (
 	"barque.dev/internal/api"
 )
 
-// maxPatchOperations bounds a JSON patch.
-const maxPatchOperations = 10000
+const (
+	// maxPatchOperations bounds a JSON patch.
+	maxPatchOperations = 10000
+	// maxPatchCopies bounds, in bytes, what the copy operations of a JSON patch add to the object.
+	maxPatchCopies = 3 << 20
+)
+
+// boundCopies tells the library of the bound, which it has for the whole process: a few dozen operations that
+// copy what was copied before would fill any memory.
+var boundCopies = sync.OnceFunc(func() { jsonpatch.AccumulatedCopySizeLimit = maxPatchCopies })
 
 // patch is a patch request under way.
 type patch struct {
@@ -170,6 +179,7 @@ func (p *patch) patchJSON(before []byte) (after []byte, complaints []error, err 
 		return nil, nil, apierrors.NewRequestEntityTooLargeError(fmt.Sprintf(
 			"The allowed maximum operations in a JSON patch is %d, got %d", maxPatchOperations, len(operations)))
 	}
+	boundCopies()
 	after, err = operations.Apply(before)
 	if err != nil {
 		return nil, nil, unprocessable(err)

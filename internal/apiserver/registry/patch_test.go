@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -116,6 +118,27 @@ func TestPatchesOfWhatIsNotThere(t *testing.T) {
 	lease := decode[*coordinationv1.Lease](t, `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"put","namespace":"default"}}`)
 	if _, created, err := s.Update(t.Context(), s.req("leases.coordination.k8s.io", "default", "put"), lease, nil); err != nil || !created {
 		t.Errorf("a PUT: %v, created %v", err, created)
+	}
+}
+
+// TestPatchThatCopiesItsCopies: each operation doubles the object. Twelve stay small enough, with thirty it
+// would fill any memory, with twenty the test's.
+func TestPatchThatCopiesItsCopies(t *testing.T) {
+	s := start(t, nil)
+	create[*corev1.ConfigMap](s, "configmaps", "default", decode[*corev1.ConfigMap](t,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x","namespace":"default"},"data":{"k":"0123456789"}}`))
+	doubling := func(times int) []byte {
+		operations := []string{`{"op":"add","path":"/copies","value":{"a":"0123456789"}}`}
+		for i := range times {
+			operations = append(operations, fmt.Sprintf(`{"op":"copy","from":"/copies","path":"/copies/c%d"}`, i))
+		}
+		return []byte("[" + strings.Join(append(operations, `{"op":"remove","path":"/copies"}`), ",") + "]")
+	}
+	for times, fits := range map[int]bool{12: true, 20: false} {
+		_, _, err := s.Patch(t.Context(), s.req("configmaps", "default", "x"), types.JSONPatchType, doubling(times), nil)
+		if fits && err != nil || !fits && apierrors.ReasonForError(err) != metav1.StatusReasonInvalid {
+			t.Errorf("%d copies: %v", times, err)
+		}
 	}
 }
 
