@@ -15,6 +15,7 @@
 //	cgroup      cgroups of pods
 //	logs        rotation and reading
 //	nodestatus  the node's registration, lease and status
+//	metrics     what is counted and timed
 //	live        live connections to the servers; when the node is cut off
 //	server      the node's API on port 10250
 //
@@ -36,7 +37,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -46,6 +46,7 @@ import (
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/image"
 	"barque.dev/internal/agent/live"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/nodestatus"
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/server"
@@ -104,8 +105,8 @@ type Config struct {
 	// FenceBound is how long the node may be without any server; 0 is live.DefaultBound.
 	FenceBound time.Duration
 
-	// Metrics, if set, is where the agent's metrics are registered and what /metrics serves.
-	Metrics *prometheus.Registry
+	// Metrics are the agent's own unless set, as when the runtime's calls are to be counted too.
+	Metrics *metrics.Set
 	Log     *slog.Logger
 }
 
@@ -142,6 +143,9 @@ func (c *Config) complete() error {
 	}
 	if err := c.ImageGC.Check(); err != nil {
 		return fmt.Errorf("agent: %w", err)
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.New()
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -277,7 +281,8 @@ func (a *Agent) newServer() (*server.Server, error) {
 	config.ClientAuth = tls.RequestClientCert
 	return server.New(server.Config{
 		NodeName: a.NodeName, Listener: listener, TLS: config, Authenticator: authn, Authorizer: authz,
-		Pods: a.parts.workers.Pods, Facts: a.node.Facts, Runtime: a.Runtime, Metrics: a.Metrics, Log: a.Log,
+		Pods: a.parts.workers.Pods, Facts: a.node.Facts, VolumePath: a.parts.volumes.HostPath,
+		Runtime: a.Runtime, Metrics: a.Metrics, Log: a.Log,
 	})
 }
 

@@ -57,7 +57,7 @@ func (a *Agent) assemble(ctx context.Context) (stop func(), err error) {
 	a.parts.workers = worker.New(ctx, worker.Config{
 		Client: a.Client, Runtime: a.Runtime, Volumes: a.parts.volumes, Objects: store, Tokens: tokens,
 		Puller: a.parts.puller, Cgroups: a.cgroups, Node: a.parts.view, Spec: a.spec, Recorder: recorder,
-		RuntimeName: a.runtimeName(ctx), Log: a.Log,
+		RuntimeName: a.runtimeName(ctx), Metrics: a.Metrics, Log: a.Log,
 	})
 	a.parts.view.start(ctx, a.parts.workers.WakeAll)
 	return func() {

@@ -14,6 +14,7 @@ import (
 
 	"barque.dev/internal/agent"
 	"barque.dev/internal/agent/live"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/cluster/balance"
 	"barque.dev/internal/network"
 	"barque.dev/internal/run"
@@ -55,13 +56,14 @@ type worker struct {
 	cri        *runtime.Client
 	network    *network.Network
 	agent      *agent.Agent
+	metrics    *metrics.Set
 
 	mu   sync.Mutex
 	live map[string]live.Server
 }
 
 func newWorker(cfg workerConfig) (*worker, error) {
-	w := &worker{cfg: cfg, live: map[string]live.Server{}}
+	w := &worker{cfg: cfg, metrics: metrics.New(), live: map[string]live.Server{}}
 	for _, step := range []func() error{w.openAPI, w.openRuntime, w.openNetwork, w.openAgent} {
 		if err := step(); err != nil {
 			w.close()
@@ -119,7 +121,7 @@ func (w *worker) openRuntime() (err error) {
 		}
 		endpoint = w.containerd.Endpoint()
 	}
-	w.cri, err = runtime.Dial(endpoint, runtime.Limits{})
+	w.cri, err = runtime.Dial(endpoint, runtime.Limits{}, w.metrics.RuntimeCall)
 	return err
 }
 
@@ -152,7 +154,7 @@ func (w *worker) openAgent() (err error) {
 		Runtime: w.cri, Images: w.cri, RootDir: w.cfg.home.path("agent", "kubelet"), CgroupRoot: w.cfg.CgroupRoot,
 		ClusterDNS: []string{w.cfg.clusterDNS.String()}, ClusterDomain: w.cfg.clusterDomain,
 		TLS: w.cfg.certs.ServingTLS(), ClientCA: w.cfg.ca,
-		ImageGC: w.cfg.ImageGC, LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
+		Metrics: w.metrics, ImageGC: w.cfg.ImageGC, LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
 	})
 	return err
 }

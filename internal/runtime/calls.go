@@ -48,6 +48,18 @@ func (l Limits) interceptUnary(ctx context.Context, method string, request, repl
 	return fail(ctx, operation(method), object(request), err)
 }
 
+// interceptObserved tells observers of every call.
+func interceptObserved(observers []Observer) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		began := time.Now()
+		err := invoke(ctx, method, request, reply, conn, opts...)
+		for _, observe := range observers {
+			observe(operation(method), time.Since(began), err)
+		}
+		return err
+	}
+}
+
 // interceptStream names the operation in the errors of a stream. It sets no time limit:
 // streams last as long as their context.
 func interceptStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

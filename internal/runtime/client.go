@@ -53,9 +53,13 @@ type Client struct {
 	conn     *grpc.ClientConn
 }
 
+// Observer is told of every call that has ended: in words, such as "run pod sandbox", how long it
+// took, and how it failed, if it did. It must be safe for concurrent use.
+type Observer func(call string, took time.Duration, err error)
+
 // Dial makes a client for the CRI socket at endpoint, given as unix:///path or as a bare
 // absolute path. It does not wait for the runtime to answer; [Client.WaitReady] does.
-func Dial(endpoint string, limits Limits) (*Client, error) {
+func Dial(endpoint string, limits Limits, observers ...Observer) (*Client, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return nil, err
@@ -74,7 +78,7 @@ func Dial(endpoint string, limits Limits) (*Client, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 3 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithIdleTimeout(0),
-		grpc.WithUnaryInterceptor(limits.interceptUnary),
+		grpc.WithChainUnaryInterceptor(interceptObserved(observers), limits.interceptUnary),
 		grpc.WithStreamInterceptor(interceptStream),
 	)
 	if err != nil {

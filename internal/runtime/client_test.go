@@ -91,6 +91,31 @@ func dial(t *testing.T, endpoint string, limits Limits) *Client {
 	return c
 }
 
+func TestObservers(t *testing.T) {
+	path := socket(t)
+	f := &fake{stop: func(context.Context, *cri.StopContainerRequest) error { return status.Error(codes.NotFound, "no") }}
+	serve(t, f, path)
+	type seen struct {
+		call string
+		err  error
+	}
+	var calls []seen
+	c, err := Dial(path, Limits{}, func(call string, took time.Duration, err error) {
+		if took <= 0 {
+			t.Errorf("%s took %s", call, took)
+		}
+		calls = append(calls, seen{call, err})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, want := c.StopContainer(t.Context(), &cri.StopContainerRequest{ContainerId: "c1"})
+	if len(calls) != 1 || calls[0].call != "stop container" || want == nil || !errors.Is(calls[0].err, want) {
+		t.Errorf("observed %v, returned %v", calls, want)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	path := socket(t)
 	f := &fake{}

@@ -36,6 +36,18 @@ const (
 	Failure
 )
 
+// String is how metrics name the outcome.
+func (o Outcome) String() string {
+	switch o {
+	case Success:
+		return "successful"
+	case Failure:
+		return "failed"
+	default:
+		return "unknown"
+	}
+}
+
 // Exec runs a command in a container, for at most the timeout.
 type Exec func(ctx context.Context, command []string, timeout time.Duration) (exitCode int32, output []byte, err error)
 

@@ -67,9 +67,11 @@ type Runner struct {
 	Begin <-chan struct{}
 	// Initial is the verdict before the first answer.
 	Initial plan.Result
-	// Verdict is called when the verdict changed; Failed for each failure, with its text.
-	Verdict func(plan.Result)
-	Failed  func(text string)
+	// Verdict is called when the verdict changed, Answered for each outcome with the time it took,
+	// Failed for each failure, with its text.
+	Verdict  func(plan.Result)
+	Answered func(o Outcome, took time.Duration)
+	Failed   func(text string)
 }
 
 // Run probes until ctx ends, or until the verdict needs no more asking: a startup probe ends with
@@ -101,6 +103,9 @@ func (r Runner) Run(ctx context.Context) {
 		outcome, text := Do(ctx, r.Probe, r.Target)
 		if ctx.Err() != nil {
 			return
+		}
+		if r.Answered != nil {
+			r.Answered(outcome, time.Since(began))
 		}
 		if r.Failed != nil && (outcome == Failure || text != "") {
 			r.Failed(text)

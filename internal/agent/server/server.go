@@ -20,7 +20,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,6 +28,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 
 	"barque.dev/internal/agent/cri"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/nodestatus"
 )
 
@@ -44,23 +44,26 @@ type Config struct {
 	Authorizer    authorizer.Authorizer
 
 	// Pods returns the pods of this node, with their status.
-	Pods    func() []*corev1.Pod
-	Facts   func() nodestatus.Facts
-	Runtime cri.Runtime
-	Metrics *prometheus.Registry
-	Log     *slog.Logger
+	Pods  func() []*corev1.Pod
+	Facts func() nodestatus.Facts
+	// VolumePath returns where on the node a volume of a pod is.
+	VolumePath func(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (string, error)
+	Runtime    cri.Runtime
+	Metrics    *metrics.Set
+	Log        *slog.Logger
 }
 
 // Server serves the node's API. Make it with New.
 type Server struct {
 	Config
 	handler http.Handler
+	claims  claimed
 }
 
 // New returns a server.
 func New(c Config) (*Server, error) {
-	if c.Authenticator == nil || c.Authorizer == nil || c.Pods == nil || c.Runtime == nil {
-		return nil, errors.New("node API: authenticator, authorizer, pods and runtime are required")
+	if c.Authenticator == nil || c.Authorizer == nil || c.Pods == nil || c.VolumePath == nil || c.Runtime == nil || c.Metrics == nil {
+		return nil, errors.New("node API: authenticator, authorizer, pods, volumes, runtime and metrics are required")
 	}
 	s := &Server{Config: c}
 	s.handler = s.routes()
@@ -124,10 +127,10 @@ func (s *Server) routes() http.Handler {
 	handle("POST /run/{namespace}/{pod}/{container}", s.run)
 	handle("POST /run/{namespace}/{pod}/{uid}/{container}", s.run)
 	handle("GET /stats/summary", s.summary)
-	handle("GET /metrics/resource", s.resourceMetrics)
-	if s.Metrics != nil {
-		handle("GET /metrics", promhttp.HandlerFor(s.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
-	}
+	handle("GET /metrics", s.serveMetrics(s.agentSamples, "", s.Metrics.Agent))
+	handle("GET /metrics/probes", promhttp.HandlerFor(s.Metrics.Probes, promhttp.HandlerOpts{}).ServeHTTP)
+	handle("GET /metrics/resource", s.serveMetrics(s.resourceSamples, "resource_scrape_error"))
+	handle("GET /metrics/cadvisor", s.serveMetrics(s.containerSamples, "container_scrape_error"))
 	return mux
 }
 

@@ -27,6 +27,7 @@ import (
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/cri/critest"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/nodestatus"
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/server"
@@ -55,18 +56,26 @@ type fixture struct {
 	runtime *critest.Runtime
 	http    *httptest.Server
 	pod     *corev1.Pod
+	metrics *metrics.Set
+	// lookups counts how often a volume was looked for; it is in volume.
+	volume  string
+	lookups int
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, runtime: critest.New()}
+	f := &fixture{T: t, runtime: critest.New(), metrics: metrics.New(), volume: t.TempDir()}
 	f.pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default", UID: "u"}}
 	f.pod.Spec.Containers = []corev1.Container{{Name: "a", Image: "i"}, {Name: "idle", Image: "i"}}
 	f.pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "idle", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}}
 	s, err := server.New(server.Config{
 		NodeName: "node-1", Authenticator: byHeader{}, Authorizer: authorizer.AuthorizerFunc(allow), Runtime: f.runtime,
 		Pods: func() []*corev1.Pod { return []*corev1.Pod{f.pod} }, Facts: func() nodestatus.Facts { return nodestatus.Facts{Memory: 100, Available: 40} },
-		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		VolumePath: func(context.Context, *corev1.Pod, *corev1.Volume) (string, error) {
+			f.lookups++
+			return f.volume, nil
+		},
+		Metrics: f.metrics, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +134,8 @@ func TestAccess(t *testing.T) {
 	}{
 		{"", "GET", "/healthz", 200}, {"", "GET", "/pods", 401}, {"bob", "GET", "/pods", 403}, {"alice", "GET", "/pods", 200},
 		{"metrics", "GET", "/metrics/resource", 200}, {"metrics", "GET", "/pods", 403}, {"metrics", "GET", "/stats/summary", 403}, {"alice", "GET", "/stats/summary", 200},
+		{"metrics", "GET", "/metrics", 200}, {"metrics", "GET", "/metrics/cadvisor", 200}, {"metrics", "GET", "/metrics/probes", 200},
+		{"", "GET", "/metrics", 401}, {"bob", "GET", "/metrics", 403}, {"bob", "GET", "/metrics/cadvisor", 403}, {"bob", "GET", "/metrics/probes", 403},
 		{"", "POST", "/exec/default/web/a?command=sh&output=1", 401}, {"bob", "POST", "/run/default/web/a?cmd=ls", 403},
 	} {
 		if got, body := f.get(tt.user, tt.method, tt.path); got != tt.want {

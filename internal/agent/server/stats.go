@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
-
-	"os"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -38,6 +37,14 @@ func (s *Server) usage(ctx context.Context) ([]stats.PodStats, error) {
 		if p.Status.StartTime != nil {
 			pod.StartTime = *p.Status.StartTime
 		}
+		for _, c := range p.Status.ContainerStatuses {
+			for i := range pod.Containers {
+				if pod.Containers[i].Name == c.Name && c.State.Running != nil {
+					pod.Containers[i].StartTime = c.State.Running.StartedAt
+				}
+			}
+		}
+		pod.VolumeStats = s.volumes(ctx, p)
 		sum(&pod)
 		out = append(out, pod)
 	}
@@ -138,54 +145,4 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, stats.Summary{Node: s.node(), Pods: pods})
-}
-
-// resourceMetrics serves what metrics-server collects.
-func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
-	pods, err := s.usage(r.Context())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	var b strings.Builder
-	family := func(name, help, kind string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
-	line := func(name, labels string, value float64, at metav1.Time) {
-		fmt.Fprintf(&b, "%s{%s} %s %d\n", name, labels, strconv.FormatFloat(value, 'g', -1, 64), at.UnixMilli())
-	}
-	seconds := func(n *uint64) float64 { return float64(*n) / float64(time.Second) }
-	node := s.node()
-	family("node_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the node in core-seconds", "counter")
-	fmt.Fprintf(&b, "node_cpu_usage_seconds_total %g %d\n", seconds(node.CPU.UsageCoreNanoSeconds), node.CPU.Time.UnixMilli())
-	family("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes", "gauge")
-	fmt.Fprintf(&b, "node_memory_working_set_bytes %d %d\n", *node.Memory.WorkingSetBytes, node.Memory.Time.UnixMilli())
-	family("container_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the container in core-seconds", "counter")
-	each(pods, func(labels string, c stats.ContainerStats) {
-		if c.CPU != nil && c.CPU.UsageCoreNanoSeconds != nil {
-			line("container_cpu_usage_seconds_total", labels, seconds(c.CPU.UsageCoreNanoSeconds), c.CPU.Time)
-		}
-	})
-	family("container_memory_working_set_bytes", "[STABLE] Current working set of the container in bytes", "gauge")
-	each(pods, func(labels string, c stats.ContainerStats) {
-		if c.Memory != nil && c.Memory.WorkingSetBytes != nil {
-			line("container_memory_working_set_bytes", labels, float64(*c.Memory.WorkingSetBytes), c.Memory.Time)
-		}
-	})
-	family("pod_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds", "counter")
-	for _, p := range pods {
-		line("pod_cpu_usage_seconds_total", fmt.Sprintf("namespace=%q,pod=%q", p.PodRef.Namespace, p.PodRef.Name), seconds(p.CPU.UsageCoreNanoSeconds), p.CPU.Time)
-	}
-	family("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes", "gauge")
-	for _, p := range pods {
-		line("pod_memory_working_set_bytes", fmt.Sprintf("namespace=%q,pod=%q", p.PodRef.Namespace, p.PodRef.Name), float64(*p.Memory.WorkingSetBytes), p.Memory.Time)
-	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	_, _ = w.Write([]byte(b.String())) // a caller that went away needs no answer
-}
-
-func each(pods []stats.PodStats, f func(labels string, c stats.ContainerStats)) {
-	for _, p := range pods {
-		for _, c := range p.Containers {
-			f(fmt.Sprintf("container=%q,namespace=%q,pod=%q", c.Name, p.PodRef.Namespace, p.PodRef.Name), c)
-		}
-	}
 }

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"barque.dev/internal/agent/cri"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/plan"
 	"barque.dev/internal/agent/probe"
 )
@@ -184,6 +185,8 @@ func (w *worker) remembered(pod *corev1.Pod, c cri.Container) plan.Probes {
 // probe runs one probe beside the worker.
 func (w *worker) probe(ctx context.Context, pod *corev1.Pod, c cri.Container, r probe.Runner, also func(plan.Result)) {
 	r.StartedAt = c.StartedAt
+	probed := metrics.Probed{Kind: string(r.Kind), Container: c.Name, Pod: pod.Name, Namespace: pod.Namespace, UID: pod.UID}
+	r.Answered = func(o probe.Outcome, took time.Duration) { w.m.Metrics.Probe(probed, o.String(), took) }
 	r.Failed = func(text string) {
 		w.eventf(pod, c.Name, corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %s", r.Kind, text)
 	}

@@ -24,6 +24,7 @@ import (
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/image"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/volume"
 )
@@ -71,7 +72,9 @@ type Config struct {
 	Recorder record.EventRecorder
 	// RuntimeName prefixes container ids, such as "containerd".
 	RuntimeName string
-	Log         *slog.Logger
+	// Metrics may be nil.
+	Metrics *metrics.Set
+	Log     *slog.Logger
 }
 
 // Manager has the workers. It is safe for concurrent use.
@@ -247,6 +250,7 @@ func (m *Manager) worker(pod *corev1.Pod, gone bool) *worker {
 	go func() {
 		defer m.done.Done()
 		w.run(m.ctx)
+		m.Metrics.Forget(pod.Namespace, pod.Name, pod.UID)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.workers, pod.UID)

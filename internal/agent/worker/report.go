@@ -52,6 +52,7 @@ func (w *worker) report(ctx context.Context, pod *corev1.Pod, observed cri.Pod, 
 	if desired.QOSClass == "" {
 		desired.QOSClass = podspec.QOS(pod)
 	}
+	w.timeStart(pod, desired)
 	if equality.Semantic.DeepEqual(pod.Status, desired) {
 		return true
 	}
@@ -63,6 +64,17 @@ func (w *worker) report(ctx context.Context, pod *corev1.Pod, observed cri.Pod, 
 	}
 	w.begin(ctx, taskStatus, time.Time{}, func(ctx context.Context) error { return w.patchStatus(ctx, pod, desired) })
 	return false
+}
+
+// timeStart takes in how long the pod took to run, once, if this agent has started it.
+func (w *worker) timeStart(pod *corev1.Pod, desired corev1.PodStatus) {
+	if w.timed || desired.Phase == corev1.PodPending {
+		return
+	}
+	w.timed = true
+	if desired.Phase == corev1.PodRunning && (pod.Status.Phase == corev1.PodPending || pod.Status.Phase == "") {
+		w.m.Metrics.PodStarted(time.Since(w.seen))
+	}
 }
 
 func anyLive(observed cri.Pod) bool {

@@ -12,6 +12,7 @@ import (
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/logs"
+	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/agent/plan"
 	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/status"
@@ -33,6 +34,7 @@ func (w *worker) step(ctx context.Context) (wake time.Time, done bool) {
 	w.mu.Lock()
 	pod, gone, evicted := w.pod, w.gone, w.evicted
 	w.mu.Unlock()
+	defer w.timeStep(pod, time.Now())
 
 	observed, err := cri.Observe(ctx, w.m.Runtime, pod.UID)
 	if err != nil {
@@ -80,6 +82,20 @@ func (w *worker) step(ctx context.Context) (wake time.Time, done bool) {
 		}
 	}
 	return wake, false
+}
+
+// timeStep takes in how long the step that ends now took.
+func (w *worker) timeStep(pod *corev1.Pod, began time.Time) {
+	operation := metrics.OperationSync
+	switch w.stepped {
+	case pod:
+	case nil:
+		operation = metrics.OperationCreate
+	default:
+		operation = metrics.OperationUpdate
+	}
+	w.stepped = pod
+	w.m.Metrics.PodStep(operation, time.Since(began))
 }
 
 func earliest(a, b time.Time) time.Time {

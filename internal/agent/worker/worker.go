@@ -51,6 +51,11 @@ type worker struct {
 	// stopping is when the worker first knew that the pod has to end.
 	stopping  time.Time
 	refreshAt time.Time
+	// seen is when the worker was made, stepped the version of the pod its last step looked at, and
+	// timed that the pod's start was taken in, or is none of this worker's.
+	seen    time.Time
+	stepped *corev1.Pod
+	timed   bool
 	// What of the pod's end is done: its resources given back, its traces removed, the API
 	// server told.
 	cleaned, removed, deleted bool
@@ -89,7 +94,7 @@ func newWorker(m *Manager, pod *corev1.Pod) *worker {
 		m: m, uid: pod.UID, name: podspec.FullName(pod), wake: make(chan struct{}, 1), pod: pod,
 		probes: map[string]plan.Probes{}, busy: map[plan.Task]*task{}, retries: map[plan.Task]retry{},
 		waiting: map[string]status.Waiting{}, probing: map[string]*probing{}, messages: map[string]string{},
-		backoff: map[string]int{},
+		backoff: map[string]int{}, seen: time.Now(),
 	}
 }
 

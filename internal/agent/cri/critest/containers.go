@@ -214,6 +214,9 @@ func (r *Runtime) PortForward(context.Context, *runtimeapi.PortForwardRequest, .
 func (r *Runtime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest, ...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.failures["ListContainerStats"]; err != nil {
+		return nil, err
+	}
 	out := &runtimeapi.ListContainerStatsResponse{}
 	for id, c := range r.containers {
 		out.Stats = append(out.Stats, &runtimeapi.ContainerStats{
