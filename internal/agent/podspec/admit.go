@@ -26,6 +26,9 @@ func Admit(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *Refusal {
 	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
 		return &Refusal{"PodOSNotSupported", fmt.Sprintf("Failed to admit pod as the OS field doesn't match node OS: %s", os.Name)}
 	}
+	if r := admitSysctls(pod); r != nil {
+		return r
+	}
 	if r := admitPorts(pod, others); r != nil {
 		return r
 	}

@@ -1,6 +1,7 @@
 package podspec
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -42,6 +43,10 @@ func (n Node) ContainerLog(c *runtimeapi.Container) string {
 
 // SandboxConfig returns what the runtime is told about a pod's sandbox. cgroup is the pod's cgroup.
 func (n Node) SandboxConfig(pod *corev1.Pod, attempt uint32, cgroup string) (*runtimeapi.PodSandboxConfig, error) {
+	if pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers {
+		// Rather not at all than with less isolation than was asked for.
+		return nil, errors.New("can't set `spec.hostUsers: false`, this node does not support user namespaces")
+	}
 	host, err := SandboxHostname(pod, n.DNS.Domain)
 	if err != nil {
 		return nil, err
@@ -63,7 +68,7 @@ func (n Node) SandboxConfig(pod *corev1.Pod, attempt uint32, cgroup string) (*ru
 	if s := pod.Spec.SecurityContext; s != nil && len(s.Sysctls) > 0 {
 		config.Linux.Sysctls = map[string]string{}
 		for _, c := range s.Sysctls {
-			config.Linux.Sysctls[c.Name] = c.Value
+			config.Linux.Sysctls[dotted(c.Name)] = c.Value
 		}
 	}
 	config.PortMappings = portMappings(pod)

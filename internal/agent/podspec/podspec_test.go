@@ -275,6 +275,42 @@ func TestResources(t *testing.T) {
 	})
 }
 
+// TestAdmitSysctls: a pod sets what is its own, and nothing that it shares with the node or others.
+func TestAdmitSysctls(t *testing.T) {
+	for _, tt := range []struct {
+		sysctl           string
+		hostNet, hostIPC bool
+		want             string
+	}{
+		{sysctl: "net.ipv4.tcp_syncookies"},
+		{sysctl: "net/ipv4/tcp_syncookies"},
+		{sysctl: "kernel.shm_rmid_forced", hostNet: true},
+		{sysctl: "net.ipv4.tcp_syncookies", hostNet: true, want: `forbidden sysctl: "net.ipv4.tcp_syncookies" not allowed with host network enabled`},
+		{sysctl: "net/ipv4/tcp_rmem", hostNet: true, want: `forbidden sysctl: "net.ipv4.tcp_rmem" not allowed with host network enabled`},
+		{sysctl: "kernel.shm_rmid_forced", hostIPC: true, want: `forbidden sysctl: "kernel.shm_rmid_forced" not allowed with host ipc enabled`},
+		{sysctl: "kernel.msgmax", want: `forbidden sysctl: "kernel.msgmax" not allowlisted`},
+		{sysctl: "net.ipv4.ip_forward", want: `forbidden sysctl: "net.ipv4.ip_forward" not allowlisted`},
+	} {
+		p := &corev1.Pod{}
+		p.Spec.HostNetwork, p.Spec.HostIPC = tt.hostNet, tt.hostIPC
+		p.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: tt.sysctl, Value: "1"}}}
+		got := podspec.Admit(p, nil, nil)
+		if tt.want == "" && got != nil || tt.want != "" && (got == nil || *got != podspec.Refusal{Reason: "SysctlForbidden", Message: tt.want}) {
+			t.Errorf("%+v: %+v", tt, got)
+		}
+	}
+}
+
+// TestUserNamespace: a pod that asks for a user namespace of its own must not run in the node's.
+func TestUserNamespace(t *testing.T) {
+	for hostUsers, fits := range map[bool]bool{true: true, false: false} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "n"}, Spec: corev1.PodSpec{HostUsers: &hostUsers}}
+		if _, err := (podspec.Node{}).SandboxConfig(p, 0, "/x"); (err == nil) != fits {
+			t.Errorf("hostUsers %v: %v", hostUsers, err)
+		}
+	}
+}
+
 func TestAdmit(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{"disk": "ssd"}}}
 	node.Status.Allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourcePods: resource.MustParse("2")}
