@@ -200,8 +200,8 @@ func (s *Scheduler) reportFailure(ctx context.Context, p *Pod, message string) {
 	if !setUnschedulable(&changed.Status, message, metav1.Now()) {
 		return
 	}
-	err := s.cfg.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(p.Pod))
-	if err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err) && !errors.Is(err, store.ErrFenced) {
+	err := s.cfg.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(p.Pod))
+	if barqueclient.IgnoreGone(err) != nil && ctx.Err() == nil && !errors.Is(err, store.ErrFenced) {
 		s.cfg.Log.Warn("report that a pod fits nowhere", "namespace", p.Namespace, "pod", p.Name, "error", err)
 	}
 }

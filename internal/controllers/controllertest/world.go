@@ -6,6 +6,7 @@ package controllertest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -68,7 +69,12 @@ func New(t TB, objs ...client.Object) *World {
 	w.Client = interceptor.NewClient(fakeclient.Builder().Build(), interceptor.Funcs{
 		Create: w.create, Update: w.update, Delete: w.delete, Patch: w.patch,
 		SubResourcePatch: func(ctx context.Context, c client.Client, _ string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
-			return w.change("status", obj, func() error { return c.Status().Patch(ctx, obj, patch, opts...) })
+			return w.change("status", obj, func() error {
+				if err := w.samePatched(obj, patch); err != nil {
+					return err
+				}
+				return c.Status().Patch(ctx, obj, patch, opts...)
+			})
 		},
 		SubResourceUpdate: func(ctx context.Context, c client.Client, _ string, obj client.Object, _ ...client.SubResourceUpdateOption) error {
 			return w.change("status", obj, func() error { return w.writeStatus(ctx, c, obj) })
@@ -138,6 +144,22 @@ func (w *World) update(ctx context.Context, c client.WithWatch, obj client.Objec
 
 func (w *World) patch(ctx context.Context, c client.WithWatch, obj client.Object, p client.Patch, opts ...client.PatchOption) error {
 	return w.change("patch", obj, func() error { return c.Patch(ctx, obj, p, opts...) })
+}
+
+// samePatched refuses a patch that names another object's UID, as the API server does.
+func (w *World) samePatched(obj client.Object, patch client.Patch) error {
+	data, err := patch.Data(obj)
+	if err != nil {
+		return err
+	}
+	var named metav1.PartialObjectMetadata
+	if err := json.Unmarshal(data, &named); err != nil {
+		return err
+	}
+	if now := w.current(obj); now != nil && named.UID != "" && named.UID != now.GetUID() {
+		return apierrors.NewConflict(schema.GroupResource{}, obj.GetName(), fmt.Errorf("its UID is %s", now.GetUID()))
+	}
+	return nil
 }
 
 // change writes, counting generations, and tells the followers.

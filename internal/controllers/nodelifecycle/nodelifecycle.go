@@ -22,6 +22,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
@@ -249,8 +250,12 @@ func (c *controller) apply(ctx context.Context, node *corev1.Node, v verdict, no
 	if v == unknown || v == lost {
 		changed := node.DeepCopy()
 		if unknownConditions(&changed.Status, metav1.NewTime(now)) {
-			if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(node)); err != nil {
-				return fmt.Errorf("mark node %s as unknown: %w", node.Name, client.IgnoreNotFound(err))
+			err := c.deps.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(node))
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("mark node %s as unknown: %w", node.Name, err)
 			}
 			c.deps.Log.Warn("node is silent", "node", node.Name, "lost", v == lost)
 			c.recorder.Event(node, corev1.EventTypeNormal, "NodeNotReady", "Node "+node.Name+" status is now: NodeNotReady")
@@ -306,7 +311,7 @@ func (c *controller) markPods(ctx context.Context, node string, now metav1.Time)
 		j := slices.IndexFunc(changed.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
 		cond := &changed.Status.Conditions[j]
 		cond.Status, cond.Reason, cond.LastTransitionTime = corev1.ConditionFalse, "NodeNotReady", now
-		if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(p)); client.IgnoreNotFound(err) != nil {
+		if err := c.deps.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(p)); barqueclient.IgnoreGone(err) != nil {
 			errs = append(errs, fmt.Errorf("mark pod %s/%s as not ready: %w", p.Namespace, p.Name, err))
 		}
 	}

@@ -160,12 +160,12 @@ func (c *controller) remove(ctx context.Context, v victim) error {
 		changed := p.DeepCopy()
 		changed.Status.Phase = corev1.PodFailed
 		setDisruption(&changed.Status, string(v.why), metav1.NewTime(c.deps.Clock.Now()))
-		if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(p)); client.IgnoreNotFound(err) != nil {
+		if err := c.deps.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(p)); barqueclient.IgnoreGone(err) != nil {
 			return fmt.Errorf("mark pod %s/%s as failed: %w", p.Namespace, p.Name, err)
 		}
 	}
 	err := c.deps.Client.Delete(ctx, p.DeepCopy(), client.GracePeriodSeconds(0), client.Preconditions{UID: &p.UID})
-	if client.IgnoreNotFound(err) != nil {
+	if barqueclient.IgnoreGone(err) != nil {
 		return fmt.Errorf("delete pod %s/%s (%s): %w", p.Namespace, p.Name, v.why, err)
 	}
 	c.deps.Log.Info("deleted pod", "namespace", p.Namespace, "pod", p.Name, "node", p.Spec.NodeName, "reason", string(v.why))

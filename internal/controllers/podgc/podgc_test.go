@@ -113,3 +113,23 @@ func TestReplacesPodsOfALostNode(t *testing.T) {
 		t.Errorf("the pod is still there: %v", err)
 	}
 }
+
+// TestSparesASuccessor: a StatefulSet gives a pod that is gone a successor of the same name, which has no part in why
+// its predecessor was to go.
+func TestSparesASuccessor(t *testing.T) {
+	p := pod("web-0", "lost")
+	w := controllertest.New(t, lostNode("lost"), &p)
+	victims := plan([]corev1.Pod{*p.DeepCopy()}, map[string]*corev1.Node{"lost": lostNode("lost")}, nil, time.Now(), 1)
+	if err := w.Delete(t.Context(), p.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	successor := pod("web-0", "well")
+	w.MustCreate(&successor)
+	c := &controller{deps: w.Deps()}
+	if err := c.remove(t.Context(), victims[0]); err != nil {
+		t.Error(err)
+	}
+	if err := w.Get(t.Context(), client.ObjectKeyFromObject(&successor), &successor); err != nil || successor.Status.Phase != corev1.PodRunning {
+		t.Errorf("the successor is %s: %v", successor.Status.Phase, err)
+	}
+}

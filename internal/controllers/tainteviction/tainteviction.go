@@ -144,11 +144,11 @@ func (c *controller) evict(ctx context.Context, pod *corev1.Pod, now metav1.Time
 		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: "DeletionByTaintManager",
 		Message: "Taint manager: deleting due to NoExecute taint", LastTransitionTime: now,
 	})
-	if err := c.deps.Client.Status().Patch(ctx, changed, client.StrategicMergeFrom(pod)); client.IgnoreNotFound(err) != nil {
+	if err := c.deps.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(pod)); barqueclient.IgnoreGone(err) != nil {
 		return fmt.Errorf("mark pod %s/%s for eviction: %w", pod.Namespace, pod.Name, err)
 	}
 	c.recorder.Event(pod, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod "+pod.Namespace+"/"+pod.Name)
-	if err := c.deps.Client.Delete(ctx, pod.DeepCopy(), client.Preconditions{UID: &pod.UID}); client.IgnoreNotFound(err) != nil {
+	if err := c.deps.Client.Delete(ctx, pod.DeepCopy(), client.Preconditions{UID: &pod.UID}); barqueclient.IgnoreGone(err) != nil {
 		return fmt.Errorf("evict pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
