@@ -27,6 +27,7 @@ import (
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	"k8s.io/client-go/kubernetes/fake"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"barque.dev/internal/agent"
 	"barque.dev/internal/agent/cri/critest"
@@ -404,6 +405,48 @@ func TestConfigMapVolumeFollowsChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.eventually("new contents", func() bool { data, err := os.ReadFile(file); return err == nil && string(data) == "green" })
+}
+
+// TestImageVolume: what a pod mounts as an image is pulled for the pod and handed to the runtime, which
+// mounts it; a container whose volume cannot be had waits as for its own image.
+func TestImageVolume(t *testing.T) {
+	c := newCluster(t)
+	c.runtime.Fail("PullImage", errors.New("registry is down"))
+	c.start()
+	p := newPod("web", "a", "b")
+	p.Spec.Volumes = []corev1.Volume{{Name: "files", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "example.com/files:1", PullPolicy: corev1.PullIfNotPresent}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "files", MountPath: "/all"}, {Name: "files", MountPath: "/part", SubPath: "docs/one"}}
+	c.create(p)
+	c.eventually("the one that mounts it waits, the other runs", func() bool {
+		s := c.pod("web").Status.ContainerStatuses
+		return len(s) == 2 && s[1].State.Running != nil && s[0].State.Waiting != nil && strings.HasPrefix(s[0].State.Waiting.Reason, "ErrImagePull")
+	})
+	c.eventually("back-off", func() bool {
+		s := c.pod("web").Status.ContainerStatuses
+		return s[0].State.Waiting != nil && s[0].State.Waiting.Reason == "ImagePullBackOff" && strings.Contains(s[0].State.Waiting.Message, "example.com/files:1")
+	})
+	c.runtime.Fail("PullImage", nil)
+	p = p.DeepCopy()
+	p.Name, p.UID = "more", "uid-more"
+	p.Spec.Containers[0].Name = "c"
+	c.create(p)
+	c.eventually("ready", c.isReady("more"))
+	mounts := c.runtime.Config("c").GetMounts()
+	find := func(path string) *runtimeapi.Mount {
+		for _, m := range mounts {
+			if m.GetContainerPath() == path {
+				return m
+			}
+		}
+		t.Fatalf("nothing is mounted at %s: %v", path, mounts)
+		return nil
+	}
+	for path, sub := range map[string]string{"/all": "", "/part": "docs/one"} {
+		m := find(path)
+		if m.GetImage().GetImage() != "sha256:example.com/files:1" || m.GetImageSubPath() != sub || !m.GetReadonly() || m.GetHostPath() != "" {
+			t.Errorf("%s: %v", path, m)
+		}
+	}
 }
 
 func TestImageTroubles(t *testing.T) {

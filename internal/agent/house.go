@@ -2,10 +2,15 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	kubelettypes "k8s.io/kubelet/pkg/types"
 
+	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/logs"
 )
 
@@ -72,6 +77,32 @@ func (a *Agent) removeOrphans() {
 	}
 }
 
+// mountedImages returns the images that containers of these pods have as volumes.
+func mountedImages(ctx context.Context, rt cri.Runtime, pods []*corev1.Pod, containers []*runtimeapi.Container) ([]string, error) {
+	asked := map[string]bool{}
+	for _, pod := range pods {
+		asked[string(pod.UID)] = slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Image != nil })
+	}
+	var out []string
+	for _, c := range containers {
+		if !asked[c.GetLabels()[kubelettypes.KubernetesPodUIDLabel]] {
+			continue
+		}
+		reply, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.GetId()})
+		if cri.NotFound(err) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("status of container %s: %w", c.GetId(), err)
+		}
+		for _, m := range reply.GetStatus().GetMounts() {
+			if m.GetImage() != nil {
+				out = append(out, m.GetImage().GetImage())
+			}
+		}
+	}
+	return out, nil
+}
+
 func (a *Agent) collectImages(ctx context.Context) {
 	list, err := a.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
@@ -80,6 +111,14 @@ func (a *Agent) collectImages(ctx context.Context) {
 	inUse := map[string]bool{}
 	for _, c := range list.GetContainers() {
 		inUse[c.GetImageRef()], inUse[c.GetImageId()], inUse[c.GetImage().GetImage()] = true, true, true
+	}
+	mounted, err := mountedImages(ctx, a.Runtime, a.parts.workers.Pods(), list.GetContainers())
+	if err != nil {
+		a.Log.Warn("looking for images that containers mount", "err", err)
+		return
+	}
+	for _, id := range mounted {
+		inUse[id] = true
 	}
 	freed, err := a.parts.puller.Collect(ctx, inUse, a.ImageGC)
 	if err != nil {

@@ -160,9 +160,14 @@ func (m *machine) start() (stop func()) {
 	return stop
 }
 
-// run makes a pod of one container, called main, in the node's network.
+// run makes a pod as define defines it.
 func (m *machine) run(name, image, script string, pullSecrets ...string) {
 	m.Helper()
+	m.create(m.define(name, image, script, pullSecrets...))
+}
+
+// define returns a pod of one container, called main, in the node's network.
+func (m *machine) define(name, image, script string, pullSecrets ...string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID("uid-" + name)}}
 	p.Spec = corev1.PodSpec{
 		NodeName: nodeName, HostNetwork: true, RestartPolicy: corev1.RestartPolicyAlways, TerminationGracePeriodSeconds: new(int64), DNSPolicy: corev1.DNSDefault,
@@ -171,6 +176,11 @@ func (m *machine) run(name, image, script string, pullSecrets ...string) {
 	for _, s := range pullSecrets {
 		p.Spec.ImagePullSecrets = append(p.Spec.ImagePullSecrets, corev1.LocalObjectReference{Name: s})
 	}
+	return p
+}
+
+func (m *machine) create(p *corev1.Pod) {
+	m.Helper()
 	if _, err := m.client.CoreV1().Pods("default").Create(m.Context(), p, metav1.CreateOptions{}); err != nil {
 		m.Fatal(err)
 	}

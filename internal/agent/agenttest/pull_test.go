@@ -75,3 +75,36 @@ func TestPullSecrets(t *testing.T) {
 		t.Errorf("the container's image is %s", got)
 	}
 }
+
+// TestImageVolume: an image that a pod has as a volume is pulled with the pod's secrets, and its files
+// are there for every container that mounts it, to be read and not to be written.
+func TestImageVolume(t *testing.T) {
+	m := newMachine(t)
+	registry := imagetest.NewRegistry(t, "ann", "right")
+	m.createPullSecret("right", registry.Host, "ann", "right")
+	m.start()
+	p := m.define("files", imagetest.Busybox, "exec sleep 1000", "right")
+	p.Spec.Volumes = []corev1.Volume{{Name: "files", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: registry.Image, PullPolicy: corev1.PullIfNotPresent}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "files", MountPath: "/files"}, {Name: "files", MountPath: "/etc-of-it", SubPath: "etc"}}
+	second := *p.Spec.Containers[0].DeepCopy()
+	second.Name = "second"
+	p.Spec.Containers = append(p.Spec.Containers, second)
+	m.create(p)
+	m.eventually("the pod is ready", func() bool { return m.ready("files") })
+	for _, container := range []string{"main", "second"} {
+		for _, path := range []string{"/files/etc/passwd", "/etc-of-it/passwd"} {
+			if got := m.exec("files", container, "", "cat", path); !strings.HasPrefix(got, "root:x:0:0:") {
+				t.Errorf("%s of container %s: %q", path, container, got)
+			}
+		}
+		if got := m.exec("files", container, "", "sh", "-c", "echo x 2>&1 > /files/new || echo refused"); !strings.Contains(got, "refused") {
+			t.Errorf("the volume can be written by container %s: %q", container, got)
+		}
+	}
+
+	none := m.define("none", imagetest.Busybox, "exec sleep 1000")
+	none.Spec.Volumes = p.Spec.Volumes
+	none.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "files", MountPath: "/files", SubPath: "no/such"}}
+	m.create(none)
+	m.eventually("the pod that wants what the image has not waits", func() bool { return m.waiting("none").Reason == "CreateContainerError" })
+}

@@ -78,7 +78,7 @@ func TestEnsure(t *testing.T) {
 	var events []string
 	ensure := func(name string, policy corev1.PullPolicy) error {
 		events = nil
-		_, err := p.Ensure(t.Context(), pod, &corev1.Container{Image: name, ImagePullPolicy: policy}, nil, func(_, reason, _ string, _ ...any) { events = append(events, reason) })
+		_, err := p.Ensure(t.Context(), pod, image.Wanted{Name: name, Policy: policy}, nil, func(_, reason, _ string, _ ...any) { events = append(events, reason) })
 		return err
 	}
 	reason := func(err error) string {

@@ -49,7 +49,15 @@ type Image struct {
 	User podspec.ImageUser
 }
 
-// Events records events about a pod's container.
+// Wanted is an image that a pod wants, for a container or for a volume.
+type Wanted struct {
+	// Name is as the pod says it.
+	Name string
+	// Policy is by default to pull an image that is missing, and always one tagged latest.
+	Policy corev1.PullPolicy
+}
+
+// Events records events about what wants the image.
 type Events func(eventType, reason, format string, args ...any)
 
 // Puller brings images. It is safe for concurrent use.
@@ -74,33 +82,33 @@ func NewPuller(images cri.Images, sources podspec.Sources, now func() time.Time)
 	return &Puller{images: images, sources: sources, now: now, failures: map[string]failure{}, used: map[string]time.Time{}}
 }
 
-// Ensure makes sure the container's image is there, as its pull policy says. Errors are *Error.
-func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, c *corev1.Container, sandbox *runtimeapi.PodSandboxConfig, events Events) (Image, error) {
-	named, err := Normalize(c.Image)
+// Ensure makes sure the image is there, as its pull policy says. Errors are *Error.
+func (p *Puller) Ensure(ctx context.Context, pod *corev1.Pod, want Wanted, sandbox *runtimeapi.PodSandboxConfig, events Events) (Image, error) {
+	named, err := Normalize(want.Name)
 	if err != nil {
-		events(corev1.EventTypeWarning, "InspectFailed", "Failed to apply default image tag %q: %v", c.Image, err)
-		return Image{}, &Error{Reason: ReasonInvalidName, Message: fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err), Retry: p.now().Add(backoffMax)}
+		events(corev1.EventTypeWarning, "InspectFailed", "Failed to apply default image tag %q: %v", want.Name, err)
+		return Image{}, &Error{Reason: ReasonInvalidName, Message: fmt.Sprintf("Failed to apply default image tag %q: %v", want.Name, err), Retry: p.now().Add(backoffMax)}
 	}
-	policy := policyOf(c, named)
+	policy := want.policy(named)
 	have, err := p.find(ctx, named.String())
 	if err != nil {
-		events(corev1.EventTypeWarning, "InspectFailed", "Failed to inspect image %q: %v", c.Image, err)
-		return Image{}, &Error{Reason: ReasonInspect, Message: fmt.Sprintf("Failed to inspect image %q: %v", c.Image, err), Retry: p.now().Add(backoffInitial)}
+		events(corev1.EventTypeWarning, "InspectFailed", "Failed to inspect image %q: %v", want.Name, err)
+		return Image{}, &Error{Reason: ReasonInspect, Message: fmt.Sprintf("Failed to inspect image %q: %v", want.Name, err), Retry: p.now().Add(backoffInitial)}
 	}
 	if have != nil && policy != corev1.PullAlways {
-		events(corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine and can be accessed by the pod", c.Image)
+		events(corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine and can be accessed by the pod", want.Name)
 		return p.use(have), nil
 	}
 	if policy == corev1.PullNever {
-		events(corev1.EventTypeWarning, "ErrImageNeverPull", "Container image %q is not present with pull policy of Never", c.Image)
-		return Image{}, &Error{Reason: ReasonNeverPull, Message: fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image), Retry: p.now().Add(backoffInitial)}
+		events(corev1.EventTypeWarning, "ErrImageNeverPull", "Container image %q is not present with pull policy of Never", want.Name)
+		return Image{}, &Error{Reason: ReasonNeverPull, Message: fmt.Sprintf("Container image %q is not present with pull policy of Never", want.Name), Retry: p.now().Add(backoffInitial)}
 	}
-	return p.pull(ctx, pod, c, named, sandbox, events)
+	return p.pull(ctx, pod, want, named, sandbox, events)
 }
 
-func policyOf(c *corev1.Container, named reference.Named) corev1.PullPolicy {
-	if c.ImagePullPolicy != "" {
-		return c.ImagePullPolicy
+func (w Wanted) policy(named reference.Named) corev1.PullPolicy {
+	if w.Policy != "" {
+		return w.Policy
 	}
 	if tagged, ok := named.(reference.Tagged); ok && tagged.Tag() == "latest" {
 		return corev1.PullAlways
@@ -133,16 +141,16 @@ func (p *Puller) use(i *runtimeapi.Image) Image {
 }
 
 // pull fetches the image from its registry.
-func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container, named reference.Named, sandbox *runtimeapi.PodSandboxConfig, events Events) (Image, error) {
+func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, want Wanted, named reference.Named, sandbox *runtimeapi.PodSandboxConfig, events Events) (Image, error) {
 	key := string(pod.UID) + " " + named.String()
 	p.mu.Lock()
 	last, failed := p.failures[key]
 	p.mu.Unlock()
 	if failed && p.now().Before(last.until) {
-		events(corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", c.Image)
-		return Image{}, &Error{Reason: ReasonBackoff, Message: fmt.Sprintf("Back-off pulling image %q: %s", c.Image, last.why), Retry: last.until}
+		events(corev1.EventTypeNormal, "BackOff", "Back-off pulling image %q", want.Name)
+		return Image{}, &Error{Reason: ReasonBackoff, Message: fmt.Sprintf("Back-off pulling image %q: %s", want.Name, last.why), Retry: last.until}
 	}
-	events(corev1.EventTypeNormal, "Pulling", "Pulling image %q", c.Image)
+	events(corev1.EventTypeNormal, "Pulling", "Pulling image %q", want.Name)
 	began := p.now()
 	reply, err := p.fetch(ctx, pod, named, sandbox)
 	if err != nil {
@@ -150,23 +158,23 @@ func (p *Puller) pull(ctx context.Context, pod *corev1.Pod, c *corev1.Container,
 			return Image{}, &Error{Reason: ReasonPull, Message: ctx.Err().Error(), Retry: p.now()}
 		}
 		delay := min(max(2*last.delay, backoffInitial), backoffMax)
-		why := fmt.Sprintf("%s: failed to pull image %q: %v", ReasonPull, c.Image, err)
+		why := fmt.Sprintf("%s: failed to pull image %q: %v", ReasonPull, want.Name, err)
 		p.mu.Lock()
 		p.failures[key] = failure{delay: delay, until: p.now().Add(delay), why: why}
 		p.mu.Unlock()
-		events(corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", c.Image, err)
+		events(corev1.EventTypeWarning, "Failed", "Failed to pull image %q: %v", want.Name, err)
 		// The next attempt finds the delay and reports it: it is due at once.
-		return Image{}, &Error{Reason: ReasonPull, Message: fmt.Sprintf("failed to pull image %q: %v", c.Image, err), Retry: p.now().Add(time.Second)}
+		return Image{}, &Error{Reason: ReasonPull, Message: fmt.Sprintf("failed to pull image %q: %v", want.Name, err), Retry: p.now().Add(time.Second)}
 	}
 	p.mu.Lock()
 	delete(p.failures, key)
 	p.mu.Unlock()
 	image, err := p.find(ctx, reply.GetImageRef())
 	if err != nil || image == nil {
-		return Image{}, &Error{Reason: ReasonInspect, Message: fmt.Sprintf("image %q was pulled, but cannot be inspected: %v", c.Image, err), Retry: p.now().Add(backoffInitial)}
+		return Image{}, &Error{Reason: ReasonInspect, Message: fmt.Sprintf("image %q was pulled, but cannot be inspected: %v", want.Name, err), Retry: p.now().Add(backoffInitial)}
 	}
 	took := p.now().Sub(began).Round(time.Millisecond)
-	events(corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", c.Image, took, took, image.GetSize())
+	events(corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.", want.Name, took, took, image.GetSize())
 	return p.use(image), nil
 }
 

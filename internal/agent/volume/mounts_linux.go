@@ -18,35 +18,45 @@ import (
 
 // Mounts returns a container's volume mounts for the runtime. Sub-paths are resolved inside their
 // volume by the kernel and bound to a place of the agent's, so that what a container does to the
-// volume meanwhile cannot lead the mount outside.
-func (m *Manager) Mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env []podspec.Var) ([]*runtimeapi.Mount, error) {
+// volume meanwhile cannot lead the mount outside. images holds what the runtime calls the images that
+// are volumes, by volume.
+func (m *Manager) Mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Container, env []podspec.Var, images map[string]string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	for i := range c.VolumeMounts {
 		vm := &c.VolumeMounts[i]
-		v := volumeOf(pod, vm.Name)
+		v := Of(pod, vm.Name)
 		if v == nil {
 			return nil, fmt.Errorf("container %s mounts %q: the pod has no such volume", c.Name, vm.Name)
 		}
-		host, err := m.HostPath(ctx, pod, v)
-		if err != nil {
-			return nil, fmt.Errorf("volume %q: %w", vm.Name, err)
-		}
 		sub := vm.SubPath
 		if vm.SubPathExpr != "" {
+			var err error
 			if sub, err = expandSubPath(vm.SubPathExpr, env); err != nil {
 				return nil, err
 			}
 		}
-		if sub != "" {
-			target := filepath.Join(m.PodDir(pod.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
-			if host, err = bindSubPath(host, sub, target); err != nil {
-				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
-			}
-		}
 		mount := &runtimeapi.Mount{
-			ContainerPath: absolute(vm.MountPath), HostPath: host,
-			Readonly:    vm.ReadOnly || alwaysReadOnly(v),
-			Propagation: propagation(vm.MountPropagation),
+			ContainerPath: absolute(vm.MountPath),
+			Readonly:      vm.ReadOnly || alwaysReadOnly(v),
+			Propagation:   propagation(vm.MountPropagation),
+		}
+		if v.Image != nil {
+			if images[vm.Name] == "" {
+				return nil, fmt.Errorf("volume %q: image %s is not on the node", vm.Name, v.Image.Reference)
+			}
+			mount.Image = &runtimeapi.ImageSpec{Image: images[vm.Name], UserSpecifiedImage: v.Image.Reference}
+			mount.ImageSubPath = sub
+		} else {
+			var err error
+			if mount.HostPath, err = m.HostPath(ctx, pod, v); err != nil {
+				return nil, fmt.Errorf("volume %q: %w", vm.Name, err)
+			}
+			if sub != "" {
+				target := filepath.Join(m.PodDir(pod.UID), "volume-subpaths", vm.Name, c.Name, strconv.Itoa(i))
+				if mount.HostPath, err = bindSubPath(mount.HostPath, sub, target); err != nil {
+					return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
+				}
+			}
 		}
 		if vm.ReadOnly && vm.RecursiveReadOnly != nil && *vm.RecursiveReadOnly != corev1.RecursiveReadOnlyDisabled {
 			mount.RecursiveReadOnly = *vm.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled
@@ -56,7 +66,8 @@ func (m *Manager) Mounts(ctx context.Context, pod *corev1.Pod, c *corev1.Contain
 	return out, nil
 }
 
-func volumeOf(pod *corev1.Pod, name string) *corev1.Volume {
+// Of returns the pod's volume of that name; nil if it has none.
+func Of(pod *corev1.Pod, name string) *corev1.Volume {
 	for i := range pod.Spec.Volumes {
 		if pod.Spec.Volumes[i].Name == name {
 			return &pod.Spec.Volumes[i]
@@ -72,10 +83,10 @@ func absolute(path string) string {
 	return "/" + path
 }
 
-// alwaysReadOnly: what comes from the API goes one way only.
+// alwaysReadOnly: what comes from the API goes one way only, and images do not change (KEP-4639).
 func alwaysReadOnly(v *corev1.Volume) bool {
 	_, _, content := contentKind(v)
-	return content || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+	return content || v.Image != nil || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
 }
 
 func propagation(p *corev1.MountPropagationMode) runtimeapi.MountPropagation {

@@ -98,6 +98,8 @@ func (m *Manager) prepare(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	case v.PersistentVolumeClaim != nil || v.Ephemeral != nil:
 		_, err := m.claimed(ctx, pod, v)
 		return time.Time{}, err
+	case v.Image != nil:
+		return time.Time{}, nil // the runtime mounts it
 	}
 	kind, memory, ok := contentKind(v)
 	if !ok {

@@ -279,7 +279,7 @@ func TestSubPaths(t *testing.T) {
 		{Name: "d", MountPath: "/z", SubPathExpr: "$(WHO)", ReadOnly: true},
 	}
 	prepare(t, m, p)
-	mounts, err := m.Mounts(t.Context(), p, c, []podspec.Var{{Name: "WHO", Value: "me"}})
+	mounts, err := m.Mounts(t.Context(), p, c, []podspec.Var{{Name: "WHO", Value: "me"}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +298,7 @@ func TestSubPaths(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir(t, m, p, "d"), "me")); err != nil {
 		t.Error(err)
 	}
-	if _, err := m.Mounts(t.Context(), p, c, nil); err == nil {
+	if _, err := m.Mounts(t.Context(), p, c, nil, nil); err == nil {
 		t.Error("a variable that is not set must be an error")
 	}
 	// A link that leads out of the volume is not followed.
@@ -307,7 +307,7 @@ func TestSubPaths(t *testing.T) {
 	}
 	for _, evil := range []string{"out", "out/passwd", "../../.."} {
 		c.VolumeMounts = []corev1.VolumeMount{{Name: "d", MountPath: "/x", SubPath: evil}}
-		if mounts, err := m.Mounts(t.Context(), p, c, nil); err == nil {
+		if mounts, err := m.Mounts(t.Context(), p, c, nil, nil); err == nil {
 			t.Errorf("sub-path %q was taken: %v", evil, mounts)
 		}
 	}
@@ -332,7 +332,7 @@ func TestRootThroughLink(t *testing.T) {
 	kept := map[string]string{}
 	for try := range 2 {
 		prepare(t, m, p)
-		mounts, err := m.Mounts(t.Context(), p, c, nil)
+		mounts, err := m.Mounts(t.Context(), p, c, nil, nil)
 		if err != nil {
 			t.Fatalf("attempt %d: %v", try, err)
 		}

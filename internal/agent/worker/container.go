@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"barque.dev/internal/agent/image"
 	"barque.dev/internal/agent/plan"
 	"barque.dev/internal/agent/podspec"
+	"barque.dev/internal/agent/volume"
 )
 
 // startError is why a container did not start, in the words of its API status.
@@ -59,18 +61,11 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, observed c
 		w.eventf(pod, s.Name, corev1.EventTypeWarning, "Failed", "Error: %v", err)
 		return &startError{reason: reason, message: err.Error(), cause: err}
 	}
-	img, err := w.m.Puller.Ensure(ctx, pod, spec, sandboxConfig, func(eventType, reason, format string, args ...any) {
-		w.eventf(pod, s.Name, eventType, reason, format, args...)
-	})
+	fetched, err := w.fetch(ctx, pod, spec, sandboxConfig)
 	if err != nil {
-		var why *image.Error
-		if !errors.As(err, &why) || ctx.Err() != nil {
-			return err
-		}
-		w.eventf(pod, s.Name, corev1.EventTypeWarning, "Failed", "Error: %s", why.Reason)
-		return &startError{reason: why.Reason, message: why.Message, retry: why.Retry, cause: err}
+		return err
 	}
-	config, err := w.containerConfig(ctx, pod, spec, sandbox, observed, s, img)
+	config, err := w.containerConfig(ctx, pod, spec, sandbox, observed, s, fetched)
 	if err != nil {
 		return fail("CreateContainerConfigError", err)
 	}
@@ -79,7 +74,7 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, observed c
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	created, err := w.m.Runtime.CreateContainer(whole, &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig})
+	created, err := w.create(whole, &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig})
 	if err != nil {
 		return fail("CreateContainerError", err)
 	}
@@ -93,6 +88,58 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, observed c
 	}
 	w.eventf(pod, s.Name, corev1.EventTypeNormal, "Started", "Container started")
 	return w.postStart(ctx, pod, spec, id, sandbox.IPs)
+}
+
+// create makes a container. Those of a pod that mount images are made one after the other, since
+// containerd mounts an image once for the pod and does not expect to be asked twice at a time.
+func (w *worker) create(ctx context.Context, in *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	if slices.ContainsFunc(in.GetConfig().GetMounts(), func(m *runtimeapi.Mount) bool { return m.GetImage() != nil }) {
+		w.mounting.Lock()
+		defer w.mounting.Unlock()
+	}
+	return w.m.Runtime.CreateContainer(ctx, in)
+}
+
+// fetched is what had to be there before a container is made.
+type fetched struct {
+	image image.Image
+	// volumes holds what the runtime calls the images that the container mounts, by volume.
+	volumes map[string]string
+}
+
+// fetch brings the images of a container: those it mounts, then its own.
+func (w *worker) fetch(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, sandbox *runtimeapi.PodSandboxConfig) (fetched, error) {
+	out := fetched{volumes: map[string]string{}}
+	for i := range spec.VolumeMounts {
+		name := spec.VolumeMounts[i].Name
+		v := volume.Of(pod, name)
+		if v == nil || v.Image == nil || out.volumes[name] != "" {
+			continue
+		}
+		// The events are the pod's, whichever container mounts the volume.
+		img, err := w.ensure(ctx, pod, "", image.Wanted{Name: v.Image.Reference, Policy: v.Image.PullPolicy}, sandbox, spec.Name)
+		if err != nil {
+			return fetched{}, err
+		}
+		out.volumes[name] = img.Ref
+	}
+	var err error
+	out.image, err = w.ensure(ctx, pod, spec.Name, image.Wanted{Name: spec.Image, Policy: spec.ImagePullPolicy}, sandbox, spec.Name)
+	return out, err
+}
+
+// ensure brings an image that a container waits for; events are about the container named, or about
+// the pod.
+func (w *worker) ensure(ctx context.Context, pod *corev1.Pod, about string, want image.Wanted, sandbox *runtimeapi.PodSandboxConfig, container string) (image.Image, error) {
+	img, err := w.m.Puller.Ensure(ctx, pod, want, sandbox, func(eventType, reason, format string, args ...any) {
+		w.eventf(pod, about, eventType, reason, format, args...)
+	})
+	var why *image.Error
+	if !errors.As(err, &why) || ctx.Err() != nil {
+		return img, err
+	}
+	w.eventf(pod, container, corev1.EventTypeWarning, "Failed", "Error: %s", why.Reason)
+	return img, &startError{reason: why.Reason, message: why.Message, retry: why.Retry, cause: err}
 }
 
 // postStart runs the container's post-start hook. A container whose hook failed is killed.
@@ -121,7 +168,7 @@ func graceSeconds(pod *corev1.Pod) int64 {
 }
 
 // containerConfig collects everything the container's definition refers to.
-func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, sandbox cri.Sandbox, observed cri.Pod, s plan.Start, img image.Image) (*runtimeapi.ContainerConfig, error) {
+func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *corev1.Container, sandbox cri.Sandbox, observed cri.Pod, s plan.Start, f fetched) (*runtimeapi.ContainerConfig, error) {
 	services, known := w.m.Node.Services()
 	if !known {
 		return nil, errServices
@@ -134,11 +181,11 @@ func (w *worker) containerConfig(ctx context.Context, pod *corev1.Pod, spec *cor
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := w.m.Volumes.Mounts(ctx, pod, spec, env)
+	mounts, err := w.m.Volumes.Mounts(ctx, pod, spec, env, f.volumes)
 	if err != nil {
 		return nil, err
 	}
-	launch := podspec.Launch{Attempt: s.Attempt, Backoff: s.Backoff, Env: env, ImageRef: img.Ref, ImageUser: img.User, Mounts: mounts}
+	launch := podspec.Launch{Attempt: s.Attempt, Backoff: s.Backoff, Env: env, ImageRef: f.image.Ref, ImageUser: f.image.User, Mounts: mounts}
 	if err := w.addFiles(pod, spec, facts.PodIPs, &launch); err != nil {
 		return nil, err
 	}

@@ -26,6 +26,8 @@ type worker struct {
 	name  string // namespace/name
 	wake  chan struct{}
 	tasks sync.WaitGroup
+	// mounting is held while a container that mounts images is made.
+	mounting sync.Mutex
 
 	// admitted is guarded by the manager's lock.
 	admitted bool

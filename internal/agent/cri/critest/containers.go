@@ -150,7 +150,7 @@ func (r *Runtime) ContainerStatus(_ context.Context, in *runtimeapi.ContainerSta
 	s := &runtimeapi.ContainerStatus{
 		Id: c.status.GetId(), Metadata: c.status.GetMetadata(), State: c.status.GetState(), CreatedAt: c.status.GetCreatedAt(),
 		StartedAt: c.status.GetStartedAt(), FinishedAt: c.status.GetFinishedAt(), ExitCode: c.status.GetExitCode(), Image: c.status.GetImage(),
-		ImageRef: c.status.GetImageRef(), Reason: c.status.GetReason(), Labels: c.status.GetLabels(), Annotations: c.status.GetAnnotations(), LogPath: c.status.GetLogPath(),
+		Mounts: c.config.GetMounts(), ImageRef: c.status.GetImageRef(), Reason: c.status.GetReason(), Labels: c.status.GetLabels(), Annotations: c.status.GetAnnotations(), LogPath: c.status.GetLogPath(),
 	}
 	return &runtimeapi.ContainerStatusResponse{Status: s}, nil
 }
