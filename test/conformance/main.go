@@ -3,6 +3,7 @@
 //	conformance run    all, or those that -focus and -skip choose; writes results, JUnit and docs/conformance.md
 //	conformance one    one spec, by its name or a pattern, against the cluster that is up
 //	conformance smoke  a few specs of every area, in minutes
+//	conformance page   docs/conformance.md from results so far, which may be in several folders
 //	conformance down   takes away the cluster that `one`, or `run -keep`, left up
 //
 // It needs root, bin/barque (`make build`) and Debian's apt. It has a module of
@@ -53,7 +54,7 @@ type command struct {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("say what to do: run, one, smoke or down")
+		return errors.New("say what to do: run, one, smoke, page or down")
 	}
 	c, err := parse(args)
 	if err != nil {
@@ -67,10 +68,12 @@ func run(ctx context.Context, args []string) error {
 	case "smoke":
 		c.results = "smoke"
 		return c.smoke(ctx)
+	case "page":
+		return c.page(ctx)
 	case "down":
 		return c.cluster.down(ctx)
 	}
-	return fmt.Errorf("there is no command %q: run, one, smoke or down", args[0])
+	return fmt.Errorf("there is no command %q: run, one, smoke, page or down", args[0])
 }
 
 func parse(args []string) (*command, error) {
@@ -84,7 +87,7 @@ func parse(args []string) (*command, error) {
 	flags.StringVar(&c.focus, "focus", "", "run only specs that match this `regex`")
 	flags.StringVar(&c.skip, "skip", "", "leave out specs that match this `regex`")
 	flags.StringVar(&c.resume, "resume", "", "what to do with earlier results: go on after them (`all`), or only after those that passed (passed)")
-	flags.StringVar(&c.results, "results", "run", "`folder` below .cache/conformance for results")
+	flags.StringVar(&c.results, "results", "run", "`folder` below .cache/conformance for results; page takes several, with commas between")
 	flags.StringVar(&c.spec, "spec", "", "the `name` of a spec, or a regex")
 	flags.BoolVar(&c.diagnose, "diagnose", true, "let failed specs tell the events and the state of the cluster")
 	flags.BoolVar(&c.keep, "keep", false, "leave the cluster up")
@@ -202,8 +205,32 @@ func (c *command) record(r suite.Runner, specs []suite.Spec, results suite.Resul
 	if c.focus != "" || c.skip != "" {
 		return nil
 	}
+	return c.writePage(specs, results)
+}
+
+func (c *command) writePage(specs []suite.Spec, results suite.Results) error {
 	c.progress("writing %s", page)
-	return os.WriteFile(filepath.Join(c.root, page), []byte(suite.Page(specs, results, r.Unmade)), 0o644)
+	return os.WriteFile(filepath.Join(c.root, page), []byte(suite.Page(specs, results)), 0o644)
+}
+
+// page is for runs that were made in parts: of a spec that ran in several, the last counts.
+func (c *command) page(ctx context.Context) error {
+	specs, err := suite.List(ctx, filepath.Join(c.cache, programs.E2E))
+	if err != nil {
+		return err
+	}
+	var all suite.Results
+	for i, name := range strings.Split(c.results, ",") {
+		part, err := suite.Load(filepath.Join(c.cache, name))
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			all = part
+		}
+		all.Merge(part)
+	}
+	return c.writePage(specs, all)
 }
 
 // end takes the cluster down, unless it is to stay; an interrupted command does so too.

@@ -11,7 +11,7 @@ import (
 
 // Page is docs/conformance.md: the results by area, what failed with its first error line, and what
 // did not run with the reason.
-func Page(specs []Spec, r Results, unmade []string) string {
+func Page(specs []Spec, r Results) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Conformance\n\nWritten by `make conformance`; do not edit. Upstream's %d conformance specs of Kubernetes %s, unmodified, against a cluster of %d\n"+
 		"servers that `barque up` started on one machine.\n\n%s.\n\n", len(specs), r.Version, r.Servers, when(specs, r))
@@ -25,7 +25,7 @@ func Page(specs []Spec, r Results, unmade []string) string {
 	all.row(&b, "**all**")
 	failures(&b, specs, r)
 	declined(&b, specs, r)
-	images(&b, specs, r, unmade)
+	images(&b, specs, r)
 	return b.String()
 }
 
@@ -138,16 +138,14 @@ func declined(b *strings.Builder, specs []Spec, r Results) {
 }
 
 // images lists those that could not be made, if a failed spec asked for them.
-func images(b *strings.Builder, specs []Spec, r Results, unmade []string) {
+func images(b *strings.Builder, specs []Spec, r Results) {
 	b.WriteString("\n## Images\n\nNothing is pulled: the specs' images are made from Debian packages and Go modules. " +
 		"Images that could not be made, with the failed specs that asked for them:\n\n")
 	none := true
-	for _, image := range unmade {
-		for _, s := range specs {
-			if slices.Contains(r.of(s).Images, image) {
-				fmt.Fprintf(b, "- `%s`: %s\n", image, plain(s.Name))
-				none = false
-			}
+	for _, s := range specs {
+		for _, image := range r.of(s).Images {
+			fmt.Fprintf(b, "- `%s`: %s\n", image, plain(s.Name))
+			none = false
 		}
 	}
 	if none {

@@ -78,6 +78,15 @@ func (r Results) Save(dir string) error {
 	return writeFile(filepath.Join(dir, resultsFile), append(data, '\n'))
 }
 
+// Merge takes over what is newer in other results.
+func (r Results) Merge(other Results) {
+	for name, result := range other.Specs {
+		if result.Ended.After(r.Specs[name].Ended) {
+			r.Specs[name] = result
+		}
+	}
+}
+
 func writeFile(name string, data []byte) error {
 	if err := os.WriteFile(name+".new", data, 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
