@@ -172,7 +172,7 @@ func (g *graph) decide(uid types.UID) decision {
 		return decision{action: orphan, object: o, dependents: g.list(uid)}
 	case o.deleting && o.has(metav1.FinalizerDeleteDependents):
 		for _, d := range g.list(uid) {
-			if d.blocks(uid) {
+			if d.blocks(uid) && !g.waitsFor(d, uid, map[types.UID]bool{}) {
 				return decision{}
 			}
 		}
@@ -181,6 +181,18 @@ func (g *graph) decide(uid types.UID) decision {
 		return decision{}
 	}
 	return g.collectable(o)
+}
+
+// waitsFor tells whether o, which goes in the foreground, waits for the object with the UID, however many are in
+// between: if that one waited for o, neither would ever go.
+func (g *graph) waitsFor(o *object, uid types.UID, seen map[types.UID]bool) bool {
+	if seen[o.uid] || !o.deleting || !o.has(metav1.FinalizerDeleteDependents) {
+		return false
+	}
+	seen[o.uid] = true
+	return slices.ContainsFunc(g.list(o.uid), func(d *object) bool {
+		return d.blocks(o.uid) && (d.uid == uid || g.waitsFor(d, uid, seen))
+	})
 }
 
 func (g *graph) list(owner types.UID) []*object {

@@ -52,6 +52,9 @@ func TestDecide(t *testing.T) {
 		{name: "… and there are dependents", objects: []*object{obj("o", deleting(fg)), obj("a", ownedBy("o", true)), obj("b", ownedBy("a", true))}, about: "a", want: collect, policy: metav1.DeletePropagationForeground},
 		{name: "foreground waits for what blocks", objects: []*object{obj("o", deleting(fg)), obj("a", ownedBy("o", true))}, about: "o"},
 		{name: "… but not for what does not", objects: []*object{obj("o", deleting(fg)), obj("a", ownedBy("o", false))}, about: "o", want: finish},
+		{name: "a circle going in the foreground ends", objects: []*object{obj("a", deleting(fg), ownedBy("c", true)), obj("b", deleting(fg), ownedBy("a", true)), obj("c", deleting(fg), ownedBy("b", true))}, about: "a", want: finish},
+		{name: "… once all of it goes", objects: []*object{obj("a", deleting(fg), ownedBy("c", true)), obj("b", deleting(fg), ownedBy("a", true)), obj("c", ownedBy("b", true))}, about: "a"},
+		{name: "… and what hangs on it has gone", objects: []*object{obj("a", deleting(fg), ownedBy("b", true)), obj("b", deleting(fg), ownedBy("a", true)), obj("x", deleting("y"), ownedBy("a", true))}, about: "a"},
 		{name: "foreground ends", objects: []*object{obj("o", deleting(fg))}, about: "o", want: finish},
 		{name: "orphan", objects: []*object{obj("o", deleting(orph)), obj("a", ownedBy("o", true))}, about: "o", want: orphan},
 		{name: "an unknown kind is not gone", objects: []*object{obj("a", func(o *object) {
