@@ -69,25 +69,38 @@ func (w *worker) startContainer(ctx context.Context, pod *corev1.Pod, observed c
 	if err != nil {
 		return fail("CreateContainerConfigError", err)
 	}
+	request := &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig}
+	id, err := w.launch(ctx, pod, s.Name, request, fail)
+	if err != nil {
+		return err
+	}
+	return w.postStart(ctx, pod, spec, id, sandbox.IPs)
+}
+
+// launch creates a container and starts it, and returns its id. What it fails with is what fail makes
+// of a reason.
+func (w *worker) launch(ctx context.Context, pod *corev1.Pod, name string, in *runtimeapi.CreateContainerRequest, fail func(string, error) error) (string, error) {
+	release, err := w.m.starts.take(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	whole, cancel := w.whole(ctx)
 	defer cancel()
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	created, err := w.create(whole, &runtimeapi.CreateContainerRequest{PodSandboxId: s.Sandbox, Config: config, SandboxConfig: sandboxConfig})
+	created, err := w.create(whole, in)
 	if err != nil {
-		return fail("CreateContainerError", err)
+		return "", fail("CreateContainerError", err)
 	}
 	id := created.GetContainerId()
-	w.eventf(pod, s.Name, corev1.EventTypeNormal, "Created", "Container created")
+	w.eventf(pod, name, corev1.EventTypeNormal, "Created", "Container created")
 	if ctx.Err() != nil {
-		return ctx.Err() // the pod ends: its sandbox's end takes the container along
+		return "", ctx.Err() // the pod ends: its sandbox's end takes the container along
 	}
 	if _, err := w.m.Runtime.StartContainer(whole, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
-		return fail("RunContainerError", err)
+		return "", fail("RunContainerError", err)
 	}
-	w.eventf(pod, s.Name, corev1.EventTypeNormal, "Started", "Container started")
-	return w.postStart(ctx, pod, spec, id, sandbox.IPs)
+	w.eventf(pod, name, corev1.EventTypeNormal, "Started", "Container started")
+	return id, nil
 }
 
 // create makes a container. Those of a pod that mount images are made one after the other, since

@@ -88,11 +88,15 @@ type Manager struct {
 	done    sync.WaitGroup
 	closed  bool
 	idle    chan struct{} // closed and replaced when a worker ends
+
+	// starts and ends are apart, so that a node full of pods that don't come up can be emptied.
+	// Killing containers is not bounded: a fence must not wait.
+	starts, ends slots
 }
 
 // New returns a manager whose workers live as long as ctx.
 func New(ctx context.Context, c Config) *Manager {
-	return &Manager{Config: c, ctx: ctx, workers: map[types.UID]*worker{}, idle: make(chan struct{})}
+	return &Manager{Config: c, ctx: ctx, workers: map[types.UID]*worker{}, idle: make(chan struct{}), starts: newSlots(), ends: newSlots()}
 }
 
 // Wait returns when every worker has ended. The manager's context must have ended.

@@ -87,6 +87,11 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 	if err := os.MkdirAll(config.GetLogDirectory(), 0o755); err != nil {
 		return fmt.Errorf("make log folder of pod %s: %w", podspec.FullName(pod), err)
 	}
+	release, err := w.m.starts.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	whole, cancel := w.whole(ctx)
 	defer cancel()
 	reply, err := w.m.Runtime.RunPodSandbox(whole, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
@@ -101,6 +106,11 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 }
 
 func (w *worker) stopSandbox(ctx context.Context, id string) error {
+	release, err := w.m.ends.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if _, err := w.m.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil && !cri.NotFound(err) {
 		return fmt.Errorf("stop sandbox %s: %w", id, err)
 	}
@@ -150,6 +160,11 @@ func (w *worker) tidy(ctx context.Context, observed cri.Pod) {
 }
 
 func (w *worker) removeSandbox(ctx context.Context, id string) error {
+	release, err := w.m.ends.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	ctx, cancel := w.whole(ctx)
 	defer cancel()
 	if _, err := w.m.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !cri.NotFound(err) {
