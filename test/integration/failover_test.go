@@ -200,6 +200,15 @@ func (d *disaster) allReady(t *testing.T) {
 	eventually(t, bound, "the application is ready", func() error {
 		return errors.Join(d.ready(t, client, "web", ""), d.ready(t, client, "db", ""))
 	})
+	// Before that an agent does not count on a server that came back, and the next that is lost
+	// would be the second one missing.
+	eventually(t, bound, "every server is known", func() error {
+		known, err := client.DiscoveryV1().EndpointSlices("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		if err == nil && len(known.Endpoints) != len(d.Machines) {
+			err = fmt.Errorf("%d of %d", len(known.Endpoints), len(d.Machines))
+		}
+		return err
+	})
 }
 
 // containers are the IDs of the application's containers, by pod, with how often they were restarted.
