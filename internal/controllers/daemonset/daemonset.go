@@ -56,10 +56,23 @@ func New(deps kit.Deps) kit.Controller {
 		Watches: []kit.Watch{
 			{Kind: &appsv1.DaemonSet{}, Requests: kit.Self},
 			{Kind: &corev1.Pod{}, Requests: kit.Owner(kind.Kind, adopters)},
-			{Kind: &appsv1.ControllerRevision{}, Requests: kit.Owner(kind.Kind, adopters)},
+			{Kind: &appsv1.ControllerRevision{}, Requests: revisionChanged(kit.Owner(kind.Kind, adopters))},
 			{Kind: &corev1.Node{}, Requests: r.nodeChanged},
 		},
 		Reconcile: r.reconcile,
+	}
+}
+
+// revisionChanged requests the set that a revision belongs to, unless the revision is new and names it already: it
+// is the set's own work, or somebody gave the set a further one, which stays until there is something to do.
+func revisionChanged(owner func(barqueclient.Event) []reconcile.Request) func(barqueclient.Event) []reconcile.Request {
+	return func(e barqueclient.Event) []reconcile.Request {
+		before, _ := e.Old.(*appsv1.ControllerRevision)
+		after, _ := e.New.(*appsv1.ControllerRevision)
+		if before == nil && after != nil && metav1.GetControllerOfNoCopy(after) != nil {
+			return nil
+		}
+		return owner(e)
 	}
 }
 
