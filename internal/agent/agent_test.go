@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -626,3 +628,47 @@ func (b *beats) Read(p []byte) (int, error) {
 }
 
 func (b *beats) Close() error { return b.sent.Close() }
+
+// TestTrustBundleVolume: a pod waits for the bundle it needs, and sees what it becomes.
+func TestTrustBundleVolume(t *testing.T) {
+	c := newCluster(t)
+	c.start()
+	p := newPod("web", "a")
+	name := "roots"
+	p.Spec.Volumes = []corev1.Volume{{Name: "trust", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{Name: &name, Path: "roots.pem"}}},
+	}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "trust", MountPath: "/trust"}}
+	c.create(p)
+	c.eventually("the pod's event says what is missing", func() bool {
+		list, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list.Items, func(e corev1.Event) bool {
+			return e.Reason == "FailedMount" && strings.Contains(e.Message, `"roots" not found`)
+		})
+	})
+	b := &certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	set := func(content string) string {
+		b.Spec.TrustBundle = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(content)}))
+		return b.Spec.TrustBundle
+	}
+	shown := func(want string) func() bool {
+		file := filepath.Join(c.root, "pods", string(p.UID), "volumes", "kubernetes.io~projected", "trust", "roots.pem")
+		return func() bool { got, err := os.ReadFile(file); return err == nil && string(got) == want }
+	}
+	first := set("first")
+	if _, err := c.client.CertificatesV1().ClusterTrustBundles().Create(t.Context(), b, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("ready", c.isReady("web"))
+	c.eventually("the bundle is there", shown(first))
+	second := set("second")
+	if _, err := c.client.CertificatesV1().ClusterTrustBundles().Update(t.Context(), b, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the bundle is the new one", shown(second))
+	c.delete("web", 1)
+	c.eventually("gone, and its volumes with it", func() bool { return c.pod("web") == nil })
+}

@@ -51,7 +51,7 @@ func (a *Agent) assemble(ctx context.Context) (stop func(), err error) {
 
 	store := objects.New(ctx, a.Client, a.Log, func(uid types.UID) { a.parts.workers.Refresh(uid) })
 	tokens := objects.NewTokens(a.Client, time.Now)
-	a.parts.volumes = &volume.Manager{Root: a.RootDir, Sources: store, Tokens: tokens, Claims: claims{a.Client}, Log: a.Log}
+	a.parts.volumes = &volume.Manager{Root: a.RootDir, Sources: store, Tokens: tokens, Claims: claims{a.Client}, Bundles: store, Log: a.Log}
 	a.parts.puller = image.NewPuller(a.Images, store, time.Now)
 	a.parts.view = newView(a.Client, a.NodeName, a.NodeIPs, a.node)
 	a.parts.workers = worker.New(ctx, worker.Config{

@@ -1,6 +1,7 @@
 // Package objects keeps the config maps, secrets and service account tokens that the node's pods
 // refer to. A node may read only what its own pods mention, so each object is followed by a watch
-// of its own, for as long as a pod mentions it; nothing else of the cluster is held.
+// of its own, for as long as a pod mentions it; nothing else of the cluster is held. Cluster trust
+// bundles, which every node may read, are followed together while a pod has any.
 package objects
 
 import (
@@ -43,6 +44,7 @@ type Store struct {
 	ctx     context.Context
 	items   map[Ref]*item
 	of      map[types.UID]map[Ref]bool
+	bundles *bundles // nil while no pod refers to any
 	running sync.WaitGroup
 	stopped bool
 }
@@ -100,6 +102,9 @@ func (s *Store) Use(pod *corev1.Pod) {
 		it.users[pod.UID] = true
 	}
 	s.of[pod.UID] = wanted
+	if wantsBundles(pod) {
+		s.useBundles(pod.UID)
+	}
 }
 
 // Drop lets go of everything a pod referred to.
@@ -110,6 +115,7 @@ func (s *Store) Drop(uid types.UID) {
 		s.release(ref, uid)
 	}
 	delete(s.of, uid)
+	s.dropBundles(uid)
 }
 
 func (s *Store) release(ref Ref, uid types.UID) {

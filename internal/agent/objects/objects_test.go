@@ -8,6 +8,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -65,6 +66,45 @@ func TestStore(t *testing.T) {
 	s.Drop("u")
 	if _, err := s.Secret("n", "pull"); err == nil || apierrors.IsNotFound(err) {
 		t.Errorf("after Drop: %v", err)
+	}
+}
+
+// Bundles are followed from when a pod refers to one until no pod does.
+func TestTrustBundles(t *testing.T) {
+	named := func(name string) *certificatesv1.ClusterTrustBundle {
+		return &certificatesv1.ClusterTrustBundle{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	}
+	client := fake.NewClientset(named("one"))
+	changed := make(chan types.UID, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	s := objects.New(ctx, client, slog.New(slog.DiscardHandler), func(uid types.UID) { changed <- uid })
+	defer s.Wait()
+	defer cancel()
+	if _, err := s.TrustBundles(ctx); err == nil {
+		t.Error("bundles are known though nobody refers to any")
+	}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "n", UID: "u"}}
+	p.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}}},
+	}}}}
+	s.Use(p)
+	if all, err := s.TrustBundles(ctx); err != nil || len(all) != 1 || all[0].Name != "one" {
+		t.Fatalf("%v, %v", all, err)
+	}
+	eventually(t, func() bool { return watches(client) == 1 })
+	for len(changed) > 0 {
+		<-changed
+	}
+	if _, err := client.CertificatesV1().ClusterTrustBundles().Create(ctx, named("two"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if uid := <-changed; uid != "u" {
+		t.Errorf("told %q", uid)
+	}
+	eventually(t, func() bool { all, err := s.TrustBundles(ctx); return err == nil && len(all) == 2 })
+	s.Drop("u")
+	if _, err := s.TrustBundles(ctx); err == nil {
+		t.Error("bundles are still followed")
 	}
 }
 

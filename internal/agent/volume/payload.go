@@ -59,6 +59,8 @@ func (m *Manager) projected(ctx context.Context, out Payload, pod *corev1.Pod, p
 			if next.IsZero() || !renew.IsZero() && renew.Before(next) {
 				next = renew
 			}
+		case s.ClusterTrustBundle != nil:
+			err = m.trustBundle(ctx, out, pod, s.ClusterTrustBundle, mode(p.DefaultMode))
 		default:
 			err = fmt.Errorf("projected source: %w", ErrUnsupported)
 		}
@@ -148,8 +150,36 @@ func downward(out Payload, pod *corev1.Pod, items []corev1.DownwardAPIVolumeFile
 	return nil
 }
 
-// token adds a service account token. Only its pod may read it, as far as that can be said: the
-// pod's group if it has one, else its only user, else everybody.
+// trustBundle adds the certificates of cluster trust bundles.
+func (m *Manager) trustBundle(ctx context.Context, out Payload, pod *corev1.Pod, p *corev1.ClusterTrustBundleProjection, mode fs.FileMode) error {
+	if m.Bundles == nil {
+		return fmt.Errorf("projected source: %w", ErrUnsupported)
+	}
+	all, err := m.Bundles.TrustBundles(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := anchors(p, all)
+	if err != nil {
+		return err
+	}
+	out[p.Path] = own(pod, data, mode)
+	return nil
+}
+
+// own returns a file that only the pod may read, as far as that can be said: the pod's group if it
+// has one, else its only user, else everybody.
+func own(pod *corev1.Pod, data []byte, mode fs.FileMode) File {
+	f := File{Data: data, Mode: mode}
+	if fsGroup(pod) != nil {
+		f.Mode = 0o600
+	} else if uid := onlyUser(pod); uid != nil {
+		f.Mode, f.UID = 0o600, uid
+	}
+	return f
+}
+
+// token adds a service account token.
 func (m *Manager) token(ctx context.Context, out Payload, pod *corev1.Pod, p *corev1.ServiceAccountTokenProjection, mode fs.FileMode) (time.Time, error) {
 	seconds := int64(defaultTokenExpiry)
 	if p.ExpirationSeconds != nil {
@@ -159,13 +189,7 @@ func (m *Manager) token(ctx context.Context, out Payload, pod *corev1.Pod, p *co
 	if err != nil {
 		return time.Time{}, fmt.Errorf("token of service account %s/%s: %w", pod.Namespace, pod.Spec.ServiceAccountName, err)
 	}
-	f := File{Data: []byte(t.Value), Mode: mode}
-	if fsGroup(pod) != nil {
-		f.Mode = 0o600
-	} else if uid := onlyUser(pod); uid != nil {
-		f.Mode, f.UID = 0o600, uid
-	}
-	out[p.Path] = f
+	out[p.Path] = own(pod, []byte(t.Value), mode)
 	return t.Renew, nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -46,6 +47,11 @@ type Claims interface {
 	PersistentVolume(ctx context.Context, namespace, claim string) (*corev1.PersistentVolume, error)
 }
 
+// Bundles knows the cluster's trust bundles.
+type Bundles interface {
+	TrustBundles(ctx context.Context) ([]*certificatesv1.ClusterTrustBundle, error)
+}
+
 // Manager makes, refreshes and removes volumes. It is safe for concurrent use for different pods;
 // calls for one pod must not overlap.
 type Manager struct {
@@ -54,6 +60,7 @@ type Manager struct {
 	Sources podspec.Sources
 	Tokens  Tokens
 	Claims  Claims
+	Bundles Bundles
 	Log     *slog.Logger
 }
 

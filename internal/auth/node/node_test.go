@@ -127,6 +127,8 @@ func TestAuthorize(t *testing.T) {
 		{"list", "services", "", "", "", "", true},
 		{"create", "events", "", "a", "", "", true},
 		{"create", "certificates.k8s.io/certificatesigningrequests", "", "", "", "", true},
+		{"watch", "certificates.k8s.io/clustertrustbundles", "", "", "", "", true},
+		{"update", "certificates.k8s.io/clustertrustbundles", "", "", "b", "", false},
 		{"list", "apps/deployments", "", "", "", "", false},
 	}
 	for _, tt := range tests {
