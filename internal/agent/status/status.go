@@ -74,7 +74,23 @@ func Compute(in Input) corev1.PodStatus {
 	}
 	readiness(&s, in)
 	s.Conditions = conditions(in, s)
+	if in.Verdict != nil && in.Ended && neverStarted(s) {
+		// What never was does not wait to be made either: clients shall show the verdict.
+		s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses = nil, nil, nil
+	}
 	return s
+}
+
+// neverStarted tells whether the pod's containers have all been waiting from the beginning.
+func neverStarted(s corev1.PodStatus) bool {
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
+		for i := range list {
+			if list[i].State.Waiting == nil || list[i].LastTerminationState.Terminated != nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func final(phase corev1.PodPhase) bool {

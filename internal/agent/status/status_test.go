@@ -155,6 +155,14 @@ func TestVerdict(t *testing.T) {
 	if s.Phase != corev1.PodFailed || s.Reason != "OutOfcpu" || s.Message != "m" {
 		t.Errorf("%+v", s)
 	}
+	in.Ended = true
+	if s := status.Compute(in); len(s.ContainerStatuses)+len(s.InitContainerStatuses) > 0 {
+		t.Errorf("containers of a pod that was refused: %+v", s)
+	}
+	in.Observed.Containers = []cri.Container{container("init", cri.StateExited, 1)}
+	if s := status.Compute(in); len(s.ContainerStatuses) == 0 || len(s.InitContainerStatuses) == 0 {
+		t.Errorf("containers of a pod that had begun: %+v", s)
+	}
 }
 
 // TestStable: a status computed from the status computed before is the same, so that nothing is
@@ -172,6 +180,9 @@ func TestStable(t *testing.T) {
 		}
 		in := input(p, have...)
 		in.Ended = rapid.Bool().Draw(t, "ended")
+		if rapid.Bool().Draw(t, "verdict") {
+			in.Verdict = &status.Verdict{Reason: "DeadlineExceeded", Message: "m"}
+		}
 		first := status.Compute(in)
 		in.Pod = p.DeepCopy()
 		in.Pod.Status = first
