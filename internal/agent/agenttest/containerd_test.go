@@ -74,6 +74,12 @@ func TestPodLife(t *testing.T) {
 	if got := m.get("/metrics/resource"); !strings.Contains(got, `container_memory_working_set_bytes{container="writer",namespace="default",pod="web"}`) {
 		t.Errorf("resource metrics: %s", got)
 	}
+	if got := m.get("/metrics/cadvisor"); !strings.Contains(got, `container_memory_usage_bytes{container="writer",id="`) || !strings.Contains(got, "container_scrape_error 0") {
+		t.Errorf("container metrics: %s", got)
+	}
+	if got := m.get("/metrics"); !strings.Contains(got, "kubelet_running_pods 1\n") || !strings.Contains(got, `kubelet_running_containers{container_state="running"} 2`) {
+		t.Errorf("metrics: %s", got)
+	}
 
 	// The agent's restart touches nothing.
 	id := m.pod("web").Status.ContainerStatuses[0].ContainerID
