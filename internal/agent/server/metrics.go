@@ -3,12 +3,15 @@ package server
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -80,7 +83,9 @@ func (s *Server) serveMetrics(read func(context.Context, *samples) error, scrape
 		for _, other := range registries {
 			gatherers = append(gatherers, other)
 		}
-		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
+		}).ServeHTTP(w, r)
 	}
 }
 
@@ -218,6 +223,38 @@ func (s *Server) containerSamples(ctx context.Context, out *samples) error {
 		memorySamples(out, c.Memory, labels)
 		if c.Rootfs != nil {
 			out.addIf(gauge, "container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem", c.Rootfs.UsedBytes, 1, c.Rootfs.Time, labels...)
+		}
+	}
+	return s.networkSamples(ctx, out)
+}
+
+// networkSamples reads what pods have sent and received, of runtimes that know.
+func (s *Server) networkSamples(ctx context.Context, out *samples) error {
+	reply, err := s.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("sandbox statistics: %w", err)
+	}
+	for _, p := range reply.GetStats() {
+		network, of := p.GetLinux().GetNetwork(), p.GetAttributes().GetMetadata()
+		if network.GetDefaultInterface() == nil {
+			continue
+		}
+		at := metav1.NewTime(time.Unix(0, network.GetTimestamp()))
+		for _, i := range append([]*runtimeapi.NetworkInterfaceUsage{network.GetDefaultInterface()}, network.GetInterfaces()...) {
+			for _, one := range []struct {
+				name, help string
+				value      *runtimeapi.UInt64Value
+			}{
+				{"receive_bytes_total", "Cumulative count of bytes received", i.GetRxBytes()},
+				{"receive_errors_total", "Cumulative count of errors encountered while receiving", i.GetRxErrors()},
+				{"transmit_bytes_total", "Cumulative count of bytes transmitted", i.GetTxBytes()},
+				{"transmit_errors_total", "Cumulative count of errors encountered while transmitting", i.GetTxErrors()},
+			} {
+				out.addIf(counter, "container_network_"+one.name, one.help, number(one.value), 1, at,
+					"container", "", "id", p.GetAttributes().GetId(), "image", "", "interface", i.GetName(), "name", p.GetAttributes().GetId(), "namespace", of.GetNamespace(), "pod", of.GetName())
+			}
 		}
 	}
 	return nil

@@ -6,10 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"barque.dev/internal/agent/metrics"
+	"barque.dev/internal/agent/podspec"
 )
 
 // expect checks that each text begins a line of the answer; a text that begins with ! must not.
@@ -64,7 +68,10 @@ func TestContainerMetrics(t *testing.T) {
 	f.expect("/metrics/resource", "node_cpu_usage_seconds_total ", "node_memory_working_set_bytes 60 ", `container_cpu_usage_seconds_total{container="a",namespace="default",pod="web"} 2 `,
 		`container_memory_working_set_bytes{container="a",namespace="default",pod="web"} 4096 `, `container_start_time_seconds{container="a",namespace="default",pod="web"} 1000`,
 		`pod_cpu_usage_seconds_total{namespace="default",pod="web"} 2 `, `pod_memory_working_set_bytes{namespace="default",pod="web"} 4096 `, "resource_scrape_error 0")
-	f.expect("/metrics/cadvisor", "machine_cpu_cores ", "machine_memory_bytes 100", "container_scrape_error 0", `container_cpu_usage_seconds_total{container="a",cpu="total",id="`, `container_memory_working_set_bytes{container="a",id="`)
+	f.expect("/metrics/cadvisor", "machine_cpu_cores ", "machine_memory_bytes 100", "container_scrape_error 0", `container_cpu_usage_seconds_total{container="a",cpu="total",id="`, `container_memory_working_set_bytes{container="a",id="`,
+		`container_network_receive_bytes_total{container="",id="`, `container_network_transmit_bytes_total{container="",id="`, "!container_network_receive_errors_total")
+	f.runtime.Fail("ListPodSandboxStats", status.Error(codes.Unimplemented, "no"))
+	f.expect("/metrics/cadvisor", "container_scrape_error 0", "!container_network")
 	f.runtime.Fail("ListContainerStats", errors.New("down"))
 	f.expect("/metrics/resource", "node_cpu_usage_seconds_total ", "!container_cpu_usage", "resource_scrape_error 1")
 	f.expect("/metrics/cadvisor", "machine_cpu_cores ", "!container_cpu_usage", "container_scrape_error 1")
@@ -80,4 +87,30 @@ func TestProbeMetrics(t *testing.T) {
 		`prober_probe_duration_seconds_count{container="a",namespace="default",pod="web",probe_type="Liveness"} 3`)
 	f.metrics.Forget("default", "web", "u")
 	f.expect("/metrics/probes", "!prober_probe_total", "!prober_probe_duration")
+}
+
+// A container that was restarted counts once, with the numbers of the one that runs.
+func TestRestartedContainerMetrics(t *testing.T) {
+	f := newFixture(t)
+	f.runtime.Exit("a", 1)
+	sandboxes, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := podspec.Node{LogRoot: t.TempDir()}
+	sandbox, err := node.SandboxConfig(f.pod, 0, "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := node.ContainerConfig(f.pod, &f.pod.Spec.Containers[0], podspec.Launch{ImageRef: "i", Attempt: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sandboxes.GetItems()[0].GetId(), Config: config, SandboxConfig: sandbox}); err != nil {
+		t.Fatal(err)
+	}
+	f.expect("/metrics/resource", "resource_scrape_error 0", `pod_cpu_usage_seconds_total{namespace="default",pod="web"} 2 `)
+	if _, body := f.get("metrics", "GET", "/metrics/resource"); strings.Count(body, "\ncontainer_cpu_usage_seconds_total{") != 1 {
+		t.Error(body)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ func (s *Server) usage(ctx context.Context) ([]stats.PodStats, error) {
 		return nil, fmt.Errorf("container statistics: %w", err)
 	}
 	byPod := map[string][]stats.ContainerStats{}
-	for _, c := range reply.GetStats() {
+	for _, c := range newest(reply.GetStats()) {
 		labels := c.GetAttributes().GetLabels()
 		uid := labels[kubelettypes.KubernetesPodUIDLabel]
 		byPod[uid] = append(byPod[uid], containerStats(c, labels[kubelettypes.KubernetesContainerNameLabel]))
@@ -51,26 +52,45 @@ func (s *Server) usage(ctx context.Context) ([]stats.PodStats, error) {
 	return out, nil
 }
 
-func containerStats(c *runtimeapi.ContainerStats, name string) stats.ContainerStats {
-	value := func(v *runtimeapi.UInt64Value) *uint64 {
-		if v == nil {
-			return nil
-		}
-		n := v.GetValue()
-		return &n
+// newest leaves out the numbers of containers that have a successor.
+func newest(list []*runtimeapi.ContainerStats) []*runtimeapi.ContainerStats {
+	type container struct{ pod, name string }
+	of := func(c *runtimeapi.ContainerStats) container {
+		labels := c.GetAttributes().GetLabels()
+		return container{labels[kubelettypes.KubernetesPodUIDLabel], labels[kubelettypes.KubernetesContainerNameLabel]}
 	}
+	last := map[container]*runtimeapi.ContainerStats{}
+	for _, c := range list {
+		before := last[of(c)]
+		if before == nil || before.GetAttributes().GetMetadata().GetAttempt() < c.GetAttributes().GetMetadata().GetAttempt() {
+			last[of(c)] = c
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(c *runtimeapi.ContainerStats) bool { return last[of(c)] != c })
+}
+
+// number returns what the runtime knows; nil if it does not.
+func number(v *runtimeapi.UInt64Value) *uint64 {
+	if v == nil {
+		return nil
+	}
+	n := v.GetValue()
+	return &n
+}
+
+func containerStats(c *runtimeapi.ContainerStats, name string) stats.ContainerStats {
 	out := stats.ContainerStats{Name: name}
 	if cpu := c.GetCpu(); cpu != nil {
-		out.CPU = &stats.CPUStats{Time: metav1.NewTime(time.Unix(0, cpu.GetTimestamp())), UsageNanoCores: value(cpu.GetUsageNanoCores()), UsageCoreNanoSeconds: value(cpu.GetUsageCoreNanoSeconds())}
+		out.CPU = &stats.CPUStats{Time: metav1.NewTime(time.Unix(0, cpu.GetTimestamp())), UsageNanoCores: number(cpu.GetUsageNanoCores()), UsageCoreNanoSeconds: number(cpu.GetUsageCoreNanoSeconds())}
 	}
 	if m := c.GetMemory(); m != nil {
 		out.Memory = &stats.MemoryStats{
-			Time: metav1.NewTime(time.Unix(0, m.GetTimestamp())), WorkingSetBytes: value(m.GetWorkingSetBytes()), AvailableBytes: value(m.GetAvailableBytes()),
-			UsageBytes: value(m.GetUsageBytes()), RSSBytes: value(m.GetRssBytes()), PageFaults: value(m.GetPageFaults()), MajorPageFaults: value(m.GetMajorPageFaults()),
+			Time: metav1.NewTime(time.Unix(0, m.GetTimestamp())), WorkingSetBytes: number(m.GetWorkingSetBytes()), AvailableBytes: number(m.GetAvailableBytes()),
+			UsageBytes: number(m.GetUsageBytes()), RSSBytes: number(m.GetRssBytes()), PageFaults: number(m.GetPageFaults()), MajorPageFaults: number(m.GetMajorPageFaults()),
 		}
 	}
 	if l := c.GetWritableLayer(); l != nil {
-		out.Rootfs = &stats.FsStats{Time: metav1.NewTime(time.Unix(0, l.GetTimestamp())), UsedBytes: value(l.GetUsedBytes()), InodesUsed: value(l.GetInodesUsed())}
+		out.Rootfs = &stats.FsStats{Time: metav1.NewTime(time.Unix(0, l.GetTimestamp())), UsedBytes: number(l.GetUsedBytes()), InodesUsed: number(l.GetInodesUsed())}
 	}
 	return out
 }

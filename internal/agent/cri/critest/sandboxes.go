@@ -3,6 +3,7 @@ package critest
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -113,6 +114,25 @@ func (r *Runtime) ListPodSandbox(_ context.Context, in *runtimeapi.ListPodSandbo
 		if matches(s.config.GetLabels(), in.GetFilter().GetLabelSelector()) && (want == nil || want.GetState() == s.state()) {
 			out.Items = append(out.Items, &runtimeapi.PodSandbox{Id: id, Metadata: s.config.GetMetadata(), State: s.state(), CreatedAt: s.created, Labels: s.config.GetLabels(), Annotations: s.config.GetAnnotations()})
 		}
+	}
+	return out, nil
+}
+
+// ListPodSandboxStats implements CRI.
+func (r *Runtime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.failures["ListPodSandboxStats"]; err != nil {
+		return nil, err
+	}
+	out := &runtimeapi.ListPodSandboxStatsResponse{}
+	for id, s := range r.sandboxes {
+		out.Stats = append(out.Stats, &runtimeapi.PodSandboxStats{
+			Attributes: &runtimeapi.PodSandboxAttributes{Id: id, Metadata: s.config.GetMetadata(), Labels: s.config.GetLabels()},
+			Linux: &runtimeapi.LinuxPodSandboxStats{Network: &runtimeapi.NetworkUsage{Timestamp: time.Now().UnixNano(), DefaultInterface: &runtimeapi.NetworkInterfaceUsage{
+				Name: "eth0", RxBytes: &runtimeapi.UInt64Value{Value: 100}, TxBytes: &runtimeapi.UInt64Value{Value: 200},
+			}}},
+		})
 	}
 	return out, nil
 }
