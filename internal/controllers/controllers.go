@@ -50,8 +50,9 @@ type Cluster struct {
 	RootCA []byte
 	// PodCIDR is the range that nodes' ranges are cut from.
 	PodCIDR netip.Prefix
-	// Sign issues the certificates that approved requests ask for.
-	Sign csr.Signer
+	// Sign issues the certificates that approved requests ask for, and Reserved says which names no node may serve under.
+	Sign     csr.Signer
+	Reserved csr.Reserved
 	// Witness knows which nodes live, and Nodes says how long they may be silent.
 	Witness nodelifecycle.Witness
 	Nodes   nodelifecycle.Bounds
@@ -87,6 +88,6 @@ func All(deps Deps, c Cluster) []Controller {
 		nodelifecycle.New(deps, c.Witness, c.Nodes),
 		tainteviction.New(deps),
 		podgc.New(deps),
-		csr.New(deps, c.Sign),
+		csr.New(deps, c.Sign, c.Reserved),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -195,13 +196,27 @@ func (s *Server) openAPI(context.Context) (err error) {
 	return s.openServer()
 }
 
-// openServer makes the HTTP side.
-func (s *Server) openServer() error {
-	serving, err := s.keeper("apiserver", s.pki.Cluster, pki.APIServer(pki.ServerNames{
+// servingRequest holds every name by which the API is found at this server.
+func (s *Server) servingRequest() pki.Request {
+	return pki.APIServer(pki.ServerNames{
 		Host: s.cfg.NodeName, ClusterDomain: s.cfg.ClusterDomain,
 		Addresses: append([]netip.Addr{s.cfg.AdvertiseAddress, s.cfg.BindAddress, s.cfg.VIP, s.cfg.ServiceCIDR.Addr().Next()}, addresses(s.cfg.TLSNames)...),
 		Names:     names(s.cfg.TLSNames),
-	}))
+	})
+}
+
+// reserved tells whether clients find the API, or a service, by the name or address.
+func (s *Server) reserved(name string) bool {
+	request := s.servingRequest()
+	if ip, err := netip.ParseAddr(name); err == nil {
+		return s.cfg.ServiceCIDR.Contains(ip) || slices.Contains(request.IPs, ip)
+	}
+	return slices.Contains(request.DNSNames, name)
+}
+
+// openServer makes the HTTP side.
+func (s *Server) openServer() error {
+	serving, err := s.keeper("apiserver", s.pki.Cluster, s.servingRequest())
 	if err != nil {
 		return err
 	}

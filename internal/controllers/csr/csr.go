@@ -2,7 +2,7 @@
 // approved, as the signers that every cluster has:
 //
 //	kubernetes.io/kube-apiserver-client-kubelet   approved for nodes and joining machines
-//	kubernetes.io/kubelet-serving                 approved for a node's own names
+//	kubernetes.io/kubelet-serving                 approved for a node's own name and addresses
 //	kubernetes.io/kube-apiserver-client           signed when an administrator approves
 //
 // Requests that are done, or that nobody decides on, are removed after a while (stock's times).
@@ -10,14 +10,15 @@ package csr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -36,14 +37,19 @@ const (
 	undecided = 5 * time.Second
 )
 
+// Reserved tells whether a name or an address is one by which the cluster's API is found. No node may serve under it,
+// whatever it says of itself: the same authority vouches for both.
+type Reserved func(name string) bool
+
 type controller struct {
-	deps kit.Deps
-	sign Signer
+	deps     kit.Deps
+	sign     Signer
+	reserved Reserved
 }
 
 // New makes the controller.
-func New(deps kit.Deps, sign Signer) kit.Controller {
-	c := &controller{deps: deps, sign: sign}
+func New(deps kit.Deps, sign Signer, reserved Reserved) kit.Controller {
+	c := &controller{deps: deps, sign: sign, reserved: reserved}
 	return kit.Controller{
 		Name:      "csr",
 		Account:   "certificate-controller",
@@ -57,10 +63,14 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := c.deps.Client.Get(ctx, req.NamespacedName, &csr); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
+	names, err := c.names(ctx, &csr)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	if left := expiry(&csr).Sub(c.deps.Clock.Now()); left <= 0 {
 		err := c.deps.Client.Delete(ctx, csr.DeepCopy(), client.Preconditions{UID: &csr.UID})
 		return reconcile.Result{}, client.IgnoreNotFound(err)
-	} else if d := decide(&csr, c.nodeAddresses(ctx, &csr)); d == sign {
+	} else if d := decide(&csr, names); d == sign {
 		return reconcile.Result{RequeueAfter: left}, c.issue(ctx, &csr)
 	} else if d == approve {
 		return reconcile.Result{RequeueAfter: left}, c.approve(ctx, &csr)
@@ -116,20 +126,18 @@ func (c *controller) issue(ctx context.Context, csr *certificatesv1.CertificateS
 	return nil
 }
 
-// nodeAddresses are those that a node has told of itself, which its serving certificate may
-// name; none when it has not registered yet.
-func (c *controller) nodeAddresses(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) []string {
+// names are those that the requesting node may serve under, if it is one; none when it has not registered yet.
+func (c *controller) names(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) ([]string, error) {
 	name, ok := nodeOf(csr.Spec.Username)
-	if !ok {
-		return nil
+	if !ok || csr.Spec.SignerName != certificatesv1.KubeletServingSignerName {
+		return nil, nil
 	}
-	var node corev1.Node
-	if err := c.deps.Client.Get(ctx, types.NamespacedName{Name: name}, &node); err != nil {
-		return nil
+	var nodes corev1.NodeList
+	var servers discoveryv1.EndpointSliceList
+	err := errors.Join(c.deps.Client.List(ctx, &nodes),
+		c.deps.Client.List(ctx, &servers, client.InNamespace(metav1.NamespaceDefault), client.MatchingLabels{discoveryv1.LabelServiceName: "kubernetes"}))
+	if err != nil {
+		return nil, fmt.Errorf("names of node %s: %w", name, err)
 	}
-	var addrs []string
-	for _, a := range node.Status.Addresses {
-		addrs = append(addrs, a.Address)
-	}
-	return addrs
+	return ownNames(name, nodes.Items, servers.Items, c.reserved), nil
 }

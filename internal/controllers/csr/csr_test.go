@@ -8,9 +8,15 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"net"
+	"slices"
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"barque.dev/internal/controllers/noderole"
 )
 
 // request makes a signed request.
@@ -29,6 +35,44 @@ func request(t *testing.T, edit func(*x509.CertificateRequest)) []byte {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+// TestOwnNames: a node serves under what is its own, whatever it says of itself.
+func TestOwnNames(t *testing.T) {
+	node := func(name string, ready corev1.ConditionStatus, labels map[string]string, addresses ...string) corev1.Node {
+		n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+		for _, a := range addresses {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+		}
+		return n
+	}
+	server := map[string]string{noderole.Label: ""}
+	nodes := []corev1.Node{
+		node("up", corev1.ConditionTrue, nil, "10.0.0.2"),
+		node("gone", corev1.ConditionUnknown, nil, "10.0.0.3"),
+		node("server", corev1.ConditionUnknown, server, "10.0.0.4"),
+	}
+	endpoints := []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.5"}}}}}
+	reserved := func(name string) bool { return name == "kubernetes" || name == "10.0.0.100" }
+	for _, tt := range []struct {
+		why, name string
+		says      []string
+		want      []string
+	}{
+		{"its own", "n1", []string{"10.0.0.1", "n1"}, []string{"10.0.0.1", "n1", "n1"}},
+		{"another node's", "n1", []string{"10.0.0.2", "10.0.0.1"}, []string{"10.0.0.1", "n1"}},
+		{"that of a machine that is gone", "n1", []string{"10.0.0.3"}, []string{"10.0.0.3", "n1"}},
+		{"that of a server that is gone", "n1", []string{"10.0.0.4"}, []string{"n1"}},
+		{"an endpoint of the API", "n1", []string{"10.0.0.5"}, []string{"n1"}},
+		{"the virtual IP", "n1", []string{"10.0.0.100"}, []string{"n1"}},
+		{"the API's name", "kubernetes", []string{"10.0.0.1"}, []string{"10.0.0.1"}},
+	} {
+		all := append(slices.Clone(nodes), node(tt.name, corev1.ConditionTrue, nil, tt.says...))
+		if got := ownNames(tt.name, all, endpoints, reserved); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.why, got, tt.want)
+		}
+	}
 }
 
 func TestDecide(t *testing.T) {
@@ -84,6 +128,7 @@ func TestDecide(t *testing.T) {
 		{"a node serves under another's address", []edit{serving(func(r *x509.CertificateRequest) {
 			r.IPAddresses = []net.IP{net.ParseIP("10.0.0.2")}
 		}), node}, leave},
+		{"a node serves under a name that it says is its address", []edit{serving(func(r *x509.CertificateRequest) { r.DNSNames = []string{"said"} }), node}, leave},
 		{"a node serves under another's name", []edit{serving(func(r *x509.CertificateRequest) { r.DNSNames = []string{"kubernetes"} }), node}, leave},
 		{"a joining machine wants to serve", []edit{serving(own), joiner}, leave},
 		{"approved", []edit{client, joiner, asks(nil), condition(certificatesv1.CertificateApproved)}, sign},
@@ -99,7 +144,7 @@ func TestDecide(t *testing.T) {
 			for _, e := range tt.edits {
 				e(csr)
 			}
-			if got := decide(csr, []string{"10.0.0.1", "n1"}); got != tt.want {
+			if got := decide(csr, []string{"10.0.0.1", "said", "n1"}); got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
 			}
 		})

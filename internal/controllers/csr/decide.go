@@ -7,6 +7,10 @@ import (
 	"strings"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"barque.dev/internal/controllers/noderole"
 )
 
 type decision int8
@@ -24,8 +28,8 @@ const (
 	bootstrapPrefix = "system:bootstrap:"
 )
 
-// decide is what to do with a request. nodeAddresses are the requesting node's, if it is one.
-func decide(csr *certificatesv1.CertificateSigningRequest, nodeAddresses []string) decision {
+// decide is what to do with a request. own is what the requesting node, if it is one, may serve under.
+func decide(csr *certificatesv1.CertificateSigningRequest, own []string) decision {
 	switch {
 	case has(csr, certificatesv1.CertificateDenied), has(csr, certificatesv1.CertificateFailed), len(csr.Status.Certificate) > 0:
 		return leave
@@ -47,7 +51,7 @@ func decide(csr *certificatesv1.CertificateSigningRequest, nodeAddresses []strin
 			return approve
 		}
 	case certificatesv1.KubeletServingSignerName:
-		if isOwnServing(csr, request, nodeAddresses) {
+		if isOwnServing(csr, request, own) {
 			return approve
 		}
 	}
@@ -87,7 +91,7 @@ func isNodeClient(csr *certificatesv1.CertificateSigningRequest, request *x509.C
 }
 
 // isOwnServing: the node asks for itself, and names nothing but addresses that it has told.
-func isOwnServing(csr *certificatesv1.CertificateSigningRequest, request *x509.CertificateRequest, addresses []string) bool {
+func isOwnServing(csr *certificatesv1.CertificateSigningRequest, request *x509.CertificateRequest, own []string) bool {
 	if !isNode(request) || csr.Spec.Username != request.Subject.CommonName || !slices.Contains(csr.Spec.Groups, nodesGroup) ||
 		!usesAre(csr, certificatesv1.UsageServerAuth) || len(request.EmailAddresses)+len(request.URIs) > 0 ||
 		len(request.DNSNames)+len(request.IPAddresses) == 0 {
@@ -95,16 +99,58 @@ func isOwnServing(csr *certificatesv1.CertificateSigningRequest, request *x509.C
 	}
 	node, _ := nodeOf(csr.Spec.Username)
 	for _, name := range request.DNSNames {
-		if name != node && !slices.Contains(addresses, name) {
+		if name != node || !slices.Contains(own, name) {
 			return false
 		}
 	}
 	for _, ip := range request.IPAddresses {
-		if !slices.Contains(addresses, ip.String()) {
+		if !slices.Contains(own, ip.String()) {
 			return false
 		}
 	}
 	return true
+}
+
+// ownNames are the node's name and those of its addresses that are nobody else's: a node says itself what its addresses
+// are, and could name those of an API server or of another node, to be taken for it. Nodes that are gone keep nobody
+// from taking over their address, unless they are servers.
+func ownNames(name string, nodes []corev1.Node, servers []discoveryv1.EndpointSlice, reserved Reserved) []string {
+	others := map[string]bool{}
+	var said []corev1.NodeAddress
+	for i := range nodes {
+		n := &nodes[i]
+		if n.Name == name {
+			said = n.Status.Addresses
+			continue
+		}
+		_, server := n.Labels[noderole.Label]
+		if !server && !isReady(n) {
+			continue
+		}
+		for _, a := range n.Status.Addresses {
+			others[a.Address] = true
+		}
+	}
+	for i := range servers {
+		for _, e := range servers[i].Endpoints {
+			for _, a := range e.Addresses {
+				others[a] = true
+			}
+		}
+	}
+	var own []string
+	for _, a := range append(said, corev1.NodeAddress{Address: name}) {
+		if !others[a.Address] && !reserved(a.Address) {
+			own = append(own, a.Address)
+		}
+	}
+	return own
+}
+
+func isReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 func hasNames(request *x509.CertificateRequest) bool {
