@@ -44,18 +44,18 @@ func (s *samples) add(kind prometheus.ValueType, name, help string, value float6
 	*s = append(*s, m)
 }
 
-// addIf adds a number that is there.
-func (s *samples) addIf(kind prometheus.ValueType, name, help string, value *uint64, scale float64, at metav1.Time, labels ...string) {
+// addIf adds a number that is there, of which unit make one of what is shown.
+func (s *samples) addIf(kind prometheus.ValueType, name, help string, value *uint64, unit float64, at metav1.Time, labels ...string) {
 	if value != nil {
-		s.add(kind, name, help, float64(*value)*scale, at, labels...)
+		s.add(kind, name, help, float64(*value)/unit, at, labels...)
 	}
 }
 
 const (
 	counter = prometheus.CounterValue
 	gauge   = prometheus.GaugeValue
-	// nanoseconds makes seconds of them.
-	nanoseconds = 1 / float64(time.Second)
+	// nanoseconds of one second.
+	nanoseconds = float64(time.Second)
 )
 
 // serveMetrics answers with what read reads, beside what registries hold. If reading fails, the
@@ -174,7 +174,7 @@ func (s *Server) resourceSamples(ctx context.Context, out *samples) error {
 		for _, c := range p.Containers {
 			labels := append([]string{"container", c.Name}, of...)
 			if !c.StartTime.IsZero() {
-				out.add(gauge, "container_start_time_seconds", helpContainerStart, float64(c.StartTime.UnixNano())*nanoseconds, metav1.Time{}, labels...)
+				out.add(gauge, "container_start_time_seconds", helpContainerStart, float64(c.StartTime.UnixNano())/nanoseconds, metav1.Time{}, labels...)
 			}
 			if c.CPU != nil {
 				out.addIf(counter, "container_cpu_usage_seconds_total", helpContainerCPU, c.CPU.UsageCoreNanoSeconds, nanoseconds, c.CPU.Time, labels...)
