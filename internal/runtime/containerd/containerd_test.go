@@ -440,11 +440,16 @@ func TestImages(t *testing.T) {
 	if got := names(); got != images.PauseName {
 		t.Errorf("after removing, the images are %s", got)
 	}
-	for name, bad := range map[string][]byte{
-		"nothing": nil, "no archive": []byte("hello"), "half": archive.Bytes()[:archive.Len()/2],
+	for name, bad := range map[string]struct {
+		data []byte
+		why  string
+	}{
+		"nothing":    {nil, "ends too early"},
+		"no archive": {bytes.Repeat([]byte("hello "), 1000), "docker save"},
+		"half":       {archive.Bytes()[:archive.Len()/2], "ends too early"},
 	} {
-		if got, err := store.Import(n.ctx, bytes.NewReader(bad)); err == nil {
-			t.Errorf("importing %s gives %v", name, got)
+		if got, err := store.Import(n.ctx, bytes.NewReader(bad.data)); err == nil || !strings.Contains(err.Error(), bad.why) {
+			t.Errorf("importing %s gives %v, %v; want %q", name, got, err, bad.why)
 		}
 	}
 }

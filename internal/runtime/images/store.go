@@ -1,6 +1,7 @@
 package images
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"compress/bzip2"
@@ -75,6 +76,17 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// importFailure says what is wrong with an archive, where that is what is wrong.
+func importFailure(err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("import images: the archive ends too early")
+	case errors.Is(err, tar.ErrHeader):
+		return errors.New("import images: the file is no archive of images: make one with `docker save NAME:TAG` or `skopeo copy … oci-archive:FILE:NAME:TAG`")
+	}
+	return fmt.Errorf("import images: %w", err)
+}
+
 // Import reads an archive of images, made by docker save, podman, [WriteArchive] or whatever
 // else writes Docker's or OCI's format, compressed by gzip, zstd or bzip2 or not at all. It
 // returns the images that pods can run from now. They are pinned, since there may be no registry to
@@ -83,7 +95,7 @@ func (s *Store) Close() error {
 func (s *Store) Import(ctx context.Context, archive io.Reader) ([]Stored, error) {
 	plain, done, err := decompress(archive)
 	if err != nil {
-		return nil, fmt.Errorf("import images: %w", err)
+		return nil, importFailure(err)
 	}
 	defer done()
 	snapshotter, err := s.snapshotter(ctx)
@@ -107,10 +119,8 @@ func (s *Store) Import(ctx context.Context, archive io.Reader) ([]Stored, error)
 			return ""
 		}))
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, errors.New("import images: the archive ends too early")
 	case err != nil:
-		return nil, fmt.Errorf("import images: %w", err)
+		return nil, importFailure(err)
 	case len(imported) == 0 && len(nameless) > 0:
 		return nil, fmt.Errorf("import images: the archive gives only the tag %q and no name: write it with a whole name, such as by `docker save NAME:TAG` or `skopeo copy … oci-archive:FILE:NAME:TAG`", nameless[0])
 	case len(imported) == 0:
