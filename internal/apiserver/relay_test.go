@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -377,6 +379,42 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+func TestLogsOverWebSocket(t *testing.T) {
+	c, _ := withNode(t)
+	const want = "/containerLogs/default/p/a\n"
+	for protocol, decode := range map[string]func(string) ([]byte, error){
+		"":                     func(s string) ([]byte, error) { return []byte(s), nil },
+		"binary.k8s.io":        func(s string) ([]byte, error) { return []byte(s), nil },
+		"base64.binary.k8s.io": base64.StdEncoding.DecodeString,
+	} {
+		var offered []string
+		if protocol != "" {
+			offered = []string{protocol}
+		}
+		ws, err := c.dialWatchIn(t, "/api/v1/namespaces/default/pods/p/log?container=a", offered)
+		if err != nil {
+			t.Fatalf("%q: %v", protocol, err)
+		}
+		var log []byte
+		for {
+			m, err := receive(ws)
+			if errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatalf("%q: %v", protocol, err)
+			}
+			part, err := decode(string(m.payload))
+			if err != nil {
+				t.Fatalf("%q: %v", protocol, err)
+			}
+			log = append(log, part...)
+		}
+		if string(log) != want {
+			t.Errorf("%q: %q, want %q", protocol, log, want)
+		}
+	}
+}
+
 func TestProxy(t *testing.T) {
 	c, client := withNode(t)
 	node, err := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
@@ -389,6 +427,9 @@ func TestProxy(t *testing.T) {
 	}
 	if a := get("/nodes/n/proxy/pods?x=1"); a.code != 200 || !strings.HasPrefix(a.body, "POST /pods?x=1") || !strings.Contains(a.body, `href="/api/v1/nodes/n/proxy/other"`) {
 		t.Errorf("node: %v", a)
+	}
+	if a := do(t, c.admin(t), "HEAD", c.url+"/api/v1/nodes/n/proxy/pods", nil); a.code != 200 || a.body != "" {
+		t.Errorf("HEAD: %v", a)
 	}
 	// What pods and services answer here is that they do not know the API server: its certificate is for kubelets alone.
 	for path, code := range map[string]int{

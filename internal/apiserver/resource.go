@@ -29,7 +29,7 @@ func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call
 		return nil
 	}
 	o, code := s.operation(c)
-	if code == 0 && req.Method == http.MethodHead {
+	if proxied := o.sub != nil && o.sub.Name == "proxy"; code == 0 && req.Method == http.MethodHead && !proxied {
 		code = http.StatusMethodNotAllowed
 	}
 	if code != 0 {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -36,7 +37,8 @@ func (s *Store) compactAll(ctx context.Context) {
 		case err != nil:
 			s.log.Warn("compaction of etcd's history failed", "error", err)
 		case compacted > 0:
-			s.log.Debug("compacted etcd's history", "revision", compacted)
+			s.compacted.Store(max(s.compacted.Load(), compacted))
+			s.log.Debug("etcd's history is compacted", "revision", compacted)
 		}
 	}
 }
@@ -47,7 +49,8 @@ type compactTurn struct {
 	revision int64 // of the store
 }
 
-// compactOnce tries to take a turn and returns the revision it compacted to, or 0.
+// compactOnce tries to take a turn, and returns the revision that the history was compacted to by
+// whoever had the turn; 0 if that is not known.
 func (s *Store) compactOnce(ctx context.Context, turn *compactTurn) (int64, error) {
 	key := []byte(compactKey)
 	resp, err := s.backend.Txn(ctx, &etcdserverpb.TxnRequest{
@@ -67,10 +70,16 @@ func (s *Store) compactOnce(ctx context.Context, turn *compactTurn) (int64, erro
 	turn.revision = resp.Header.Revision
 	if !resp.Succeeded { // somebody else had the turn
 		turn.version = 0
-		if kvs := resp.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {
-			turn.version = kvs[0].Version
+		kvs := resp.Responses[0].GetResponseRange().GetKvs()
+		if len(kvs) == 0 {
+			return 0, nil
 		}
-		return 0, nil
+		turn.version = kvs[0].Version
+		theirs, err := strconv.ParseInt(string(kvs[0].Value), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s holds %q, which is no revision", compactKey, kvs[0].Value)
+		}
+		return theirs, nil
 	}
 	turn.version++
 	if target == 0 {

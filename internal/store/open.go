@@ -71,7 +71,9 @@ type Store struct {
 	revision atomic.Int64 // the image's: all tables have applied it
 	tick     atomic.Int64 // counts the times that progress was announced
 	sweeps   atomic.Int64
-	waiters  waiters
+	// compacted is the revision that etcd's history is known to start at.
+	compacted atomic.Int64
+	waiters   waiters
 
 	// registering serialises changes of the set of tables and reloads.
 	registering sync.Mutex

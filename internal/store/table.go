@@ -316,6 +316,11 @@ func (t *Table) At(ctx context.Context, revision int64) (*Snapshot, error) {
 	if err := t.store.WaitRevision(ctx, revision); err != nil {
 		return nil, err
 	}
+	// What memory still has must not outlive etcd's history: who continues a list has to learn that
+	// it is too old, on every server alike.
+	if compacted := t.store.compacted.Load(); revision < compacted {
+		return nil, fmt.Errorf("read %s at revision %d, history starts at %d: %w", t.space.schema.Prefix, revision, compacted, ErrCompacted)
+	}
 	if s := t.rewind(revision); s != nil {
 		return s, nil
 	}

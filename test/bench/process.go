@@ -15,9 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-
 	"barque.dev/internal/local"
 )
 
@@ -107,18 +104,6 @@ func (s *server) waitReady(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-}
-
-func (s *server) pid() int { return s.cmd.Process.Pid }
-
-// config is the administrator's, with client-side limits off.
-func (s *server) config() (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags(s.url, filepath.Join(s.dir, "kubeconfig"))
-	if err != nil {
-		return nil, err
-	}
-	config.QPS = -1
-	return config, nil
 }
 
 // stop ends the server as an operator would.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
 // errorLimit is how much of a kubelet's error is passed on, in bytes.
@@ -54,6 +56,13 @@ func (r *Relay) Logs(ctx context.Context, namespace, name string, opts *corev1.P
 		defer resp.Body.Close()
 		if err := logError(resp, name); err != nil {
 			fail(w, req, err)
+			return
+		}
+		if wsstream.IsWebSocketRequest(req) {
+			// The library drops what is read together with the end, which a buffer keeps apart.
+			log := bufio.NewReaderSize(resp.Body, 32<<10)
+			// An error can only be the client's end: the connection is its own by now.
+			_ = wsstream.NewReader(log, true, wsstream.NewDefaultReaderProtocols()).Copy(w, req)
 			return
 		}
 		copyLog(w, resp.Body, opts.Follow)
