@@ -25,7 +25,8 @@ func TestOwnProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if grown := after.Private - before.Private; grown < 60 || grown > 200 {
+	// Up to eight times as much under the race detector, which keeps a shadow of it.
+	if grown := after.Private - before.Private; grown < 60 || grown > 600 {
 		t.Errorf("64 MiB more are %.1f MB of private memory", grown)
 	}
 	if after.Proportional < after.Private {
