@@ -91,14 +91,28 @@ type Section struct {
 
 // NewSection returns an empty one, taken now on this machine of the tree at root.
 func NewSection(root, name, title string) (Section, error) {
-	out, err := exec.Command("git", "-C", root, "describe", "--always", "--dirty", "--abbrev=10").Output()
+	commit, err := commit(root)
 	if err != nil {
 		return Section{}, fmt.Errorf("find the commit: %w", err)
 	}
-	return Section{
-		Name: name, Title: title, Date: time.Now().UTC().Format(time.DateOnly),
-		Commit: string(bytes.TrimSpace(out)), Machine: Machine(),
-	}, nil
+	return Section{Name: name, Title: title, Date: time.Now().UTC().Format(time.DateOnly), Commit: commit, Machine: Machine()}, nil
+}
+
+// commit names what is measured; a tree with changes says so, but for those of the page itself.
+func commit(root string) (string, error) {
+	out, err := exec.Command("git", "-C", root, "rev-parse", "--short=10", "HEAD").Output()
+	if err != nil {
+		return "", err
+	}
+	name := string(bytes.TrimSpace(out))
+	changed, err := exec.Command("git", "-C", root, "status", "--porcelain", "--", ".", ":!"+pageJSON, ":!"+pageMarkdown).Output()
+	if err != nil {
+		return "", err
+	}
+	if len(bytes.TrimSpace(changed)) > 0 {
+		name += "-dirty"
+	}
+	return name, nil
 }
 
 // Add records samples of a figure; side is empty where there is one alone.
