@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"barque.dev/internal/local"
+	"barque.dev/test/proc"
 )
 
 // processesWith lists the processes whose command line names path.
@@ -45,22 +45,19 @@ type server struct {
 
 // startServer starts one and waits until /readyz answers 200; it returns how long that took.
 func (b *bench) startServer(ctx context.Context, dir string, flags ...string) (*server, time.Duration, error) {
-	api, err := freePort()
+	free, err := proc.Ports(3) // the one after the peers' is the detector's
 	if err != nil {
 		return nil, 0, err
 	}
-	peer, err := freePort()
-	if err != nil {
-		return nil, 0, err
-	}
+	peer, api := free[0], free[2]
 	log, err := os.OpenFile(dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer func() { _ = log.Close() }()
-	s := &server{dir: dir, url: "https://127.0.0.1:" + strconv.Itoa(api), ended: make(chan struct{})}
+	s := &server{dir: dir, url: "https://127.0.0.1:" + api, ended: make(chan struct{})}
 	s.cmd = exec.Command(b.program, append([]string{"server", "--disable", "agent", "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
-		"--data-dir", dir, "--https-port", strconv.Itoa(api), "--etcd-peer-port", strconv.Itoa(peer), "--log-level", "warn"}, flags...)...)
+		"--data-dir", dir, "--https-port", api, "--etcd-peer-port", peer, "--log-level", "warn"}, flags...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := time.Now()
@@ -115,19 +112,6 @@ func (s *server) stop() {
 		_ = s.cmd.Process.Kill()
 		<-s.ended
 	}
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = l.Close() }()
-	addr, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, errors.New("not a TCP address")
-	}
-	return addr.Port, nil
 }
 
 // tempDir is short, since sockets are below it, and named after this process.

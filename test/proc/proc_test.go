@@ -1,8 +1,10 @@
 package proc
 
 import (
+	"net"
 	"os"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -47,5 +49,24 @@ func TestMissingProcess(t *testing.T) {
 	}
 	if _, err := CPU(1 << 30); err == nil {
 		t.Error("a process that does not exist has spent something")
+	}
+}
+
+func TestPorts(t *testing.T) {
+	found, err := Ports(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range found {
+		l, err := net.Listen("tcp", "127.0.0.1:"+p)
+		if err != nil {
+			t.Errorf("port %s: %v", p, err)
+			continue
+		}
+		defer l.Close()
+		first, _ := strconv.Atoi(found[0])
+		if n, err := strconv.Atoi(p); err != nil || n != first+i {
+			t.Errorf("ports %v do not follow each other", found)
+		}
 	}
 }

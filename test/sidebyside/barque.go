@@ -9,6 +9,8 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"barque.dev/test/proc"
 )
 
 // barque is our side: `barque server --disable agent`, one process a member.
@@ -23,7 +25,7 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 	for i := range r.members {
 		name := fmt.Sprintf("barque-%d", i+1)
 		data := filepath.Join(dir, name)
-		free, err := ports(4) // the one after the peers' is the detector's
+		free, err := proc.Ports(4) // the one after the peers' is the detector's
 		if err != nil {
 			return p, err
 		}

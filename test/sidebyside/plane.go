@@ -6,12 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 )
@@ -181,25 +179,4 @@ func clientTLS(ca, cert, key []byte) (*tls.Config, error) {
 		return nil, errors.New("authority's certificate: not PEM")
 	}
 	return &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}, nil
-}
-
-// ports finds n free ones that follow each other.
-func ports(n int) ([]string, error) {
-search:
-	for range 100 {
-		var found []string
-		next := "0"
-		for range n {
-			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", next))
-			if err != nil {
-				continue search
-			}
-			defer func() { _ = l.Close() }()
-			port := l.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // of a TCP listener
-			found = append(found, strconv.Itoa(port))
-			next = strconv.Itoa(port + 1)
-		}
-		return found, nil
-	}
-	return nil, fmt.Errorf("no %d free ports that follow each other", n)
 }

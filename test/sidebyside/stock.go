@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"barque.dev/test/proc"
 )
 
 // stock is Kubernetes as it is released: a member is an etcd and a kube-apiserver; beside the first
@@ -45,7 +47,7 @@ func (s stock) start(ctx context.Context, dir string, r row) (*plane, error) {
 	}
 	var all []member
 	for i := range r.members {
-		free, err := ports(3)
+		free, err := proc.Ports(3)
 		if err != nil {
 			return p, err
 		}
@@ -128,7 +130,7 @@ current-context: x
 	if err := os.WriteFile(kubeconfig, []byte(config), 0o600); err != nil {
 		return err
 	}
-	free, err := ports(2)
+	free, err := proc.Ports(2)
 	if err != nil {
 		return err
 	}
