@@ -70,7 +70,8 @@ func (b *bench) startServer(ctx context.Context, dir string, flags ...string) (*
 	}()
 	if err := s.waitReady(ctx); err != nil {
 		s.stop()
-		return nil, 0, fmt.Errorf("%w (its log is %s.log)", err, dir)
+		said, _ := os.ReadFile(dir + ".log") // as far as it can be read
+		return nil, 0, fmt.Errorf("%w; its log ends with: %s", err, said[max(0, len(said)-2000):])
 	}
 	return s, time.Since(started), nil
 }

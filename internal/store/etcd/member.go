@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"expvar"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
+	"go.etcd.io/raft/v3"
 
 	"barque.dev/internal/store"
 )
@@ -63,8 +65,10 @@ func (m *Member) electAlone(ctx context.Context) error {
 		if len(members) != 1 || uint64(members[0].ID) != m.ID() {
 			return nil
 		}
-		if err := m.Campaign(ctx); err != nil {
-			return fmt.Errorf("first election: %w", err)
+		if m.replayed() {
+			if err := m.Campaign(ctx); err != nil {
+				return fmt.Errorf("first election: %w", err)
+			}
 		}
 		t := time.NewTimer(campaignRetry)
 		select {
@@ -78,6 +82,19 @@ func (m *Member) electAlone(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// replayed tells whether raft has applied what its log held when the member started. A campaign looks
+// through entries that it has not for changes of the configuration, and etcd may have dropped the
+// first of them from memory by then, which raft takes for a corrupt log and panics. Only etcd's
+// expvar shows raft's own status; that of another member of this process tells nothing.
+func (m *Member) replayed() bool {
+	published, ok := expvar.Get("raft.status").(expvar.Func)
+	if !ok {
+		return true
+	}
+	status, ok := published.Value().(raft.Status)
+	return !ok || status.ID != m.ID() || status.Applied >= status.GetCommit()
 }
 
 // Close stops the member, passing leadership on first when it leads and others vote.
