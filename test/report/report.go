@@ -174,11 +174,20 @@ func (p *Page) Put(s Section) {
 
 // Write stores the page in the repository at root, for programs and for readers.
 func (p *Page) Write(root string) error {
-	data, err := json.MarshalIndent(p, "", " ")
-	if err != nil {
-		return err
+	// A section a line: a run that measures some changes these lines and no others.
+	data := []byte(`{"sections": [`)
+	for i, s := range p.Sections {
+		line, err := json.Marshal(s)
+		if err != nil {
+			return fmt.Errorf("write section %s: %w", s.Name, err)
+		}
+		if i > 0 {
+			data = append(data, ',')
+		}
+		data = append(append(data, '\n'), line...)
 	}
-	if err := os.WriteFile(filepath.Join(root, pageJSON), append(data, '\n'), 0o644); err != nil {
+	data = append(data, "\n]}\n"...)
+	if err := os.WriteFile(filepath.Join(root, pageJSON), data, 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(root, pageMarkdown), []byte(p.Markdown()), 0o644)

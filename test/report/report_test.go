@@ -67,6 +67,14 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	data, err := os.ReadFile(filepath.Join(root, pageJSON))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines := strings.Count(string(data), "\n"); lines != 4 {
+		t.Errorf("two sections take %d lines, want one each and two around them:\n%s", lines, data)
+	}
+
 	// What a later run measures takes the place of its own section alone.
 	if page, err = Load(root); err != nil {
 		t.Fatal(err)
