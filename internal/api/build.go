@@ -32,6 +32,8 @@ type definition struct {
 	storage        string   // the first served version
 	storageGroup   *string  // the group itself
 	prefix         string   // the resource's name
+	json           string   // the version that is kept as JSON; "" keeps the storage version as protobuf
+	printer        Printer  // the borrowed printers' columns
 	ttl            time.Duration
 	returns        bool
 
@@ -76,8 +78,15 @@ func (d definition) build(group string) *Resource {
 		Namespaced: !d.cluster, Verbs: d.verbs, Served: d.served, Storage: storage,
 		TTL: d.ttl, ReturnsDeleted: d.returns,
 		Fields: selectableFields(!d.cluster, d.fields), Indexes: d.indexes,
-		codec:   &builtinCodec{kind: d.kind, storage: storage, onRead: d.onRead},
-		printer: printerOf(d.kind, storage),
+		codec:   &builtinCodec{kind: d.kind, storage: storage, json: d.json, onRead: d.onRead},
+		printer: d.printer,
+	}
+	r.Kept = storage
+	if d.json != "" {
+		r.Kept.Version = d.json
+	}
+	if r.printer == nil {
+		r.printer = printerOf(d.kind, storage)
 	}
 	r.Prefix = d.prefix
 	if d.strategy != nil {

@@ -17,6 +17,8 @@ import (
 type builtinCodec struct {
 	kind    string
 	storage schema.GroupVersion
+	// json is the version that stands in etcd as JSON; "" for storage as protobuf.
+	json string
 	// onRead completes objects that an old release wrote, in place; it may be nil.
 	onRead func(obj runtime.Object)
 }
@@ -75,6 +77,9 @@ func Convert(obj runtime.Object, gv schema.GroupVersion) (runtime.Object, error)
 }
 
 func (c *builtinCodec) Encode(obj runtime.Object) ([]byte, error) {
+	if c.json != "" {
+		return c.encodeJSON(obj)
+	}
 	out := shallowCopy(obj)
 	m, err := meta.Accessor(out)
 	if err != nil {
@@ -85,6 +90,25 @@ func (c *builtinCodec) Encode(obj runtime.Object) ([]byte, error) {
 	out.GetObjectKind().SetGroupVersionKind(c.storage.WithKind(c.kind))
 	var buf bytes.Buffer
 	if err := protobuf.NewSerializer(Scheme(), Scheme()).Encode(out, &buf); err != nil {
+		return nil, fmt.Errorf("encode %s: %w", c.kind, err)
+	}
+	return buf.Bytes(), nil
+}
+
+// encodeJSON is Encode for kinds that are kept as JSON.
+func (c *builtinCodec) encodeJSON(obj runtime.Object) ([]byte, error) {
+	out, err := Convert(obj.DeepCopyObject(), schema.GroupVersion{Group: c.storage.Group, Version: c.json})
+	if err != nil {
+		return nil, err
+	}
+	m, err := meta.Accessor(out)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", c.kind, err)
+	}
+	m.SetResourceVersion("")
+	m.SetSelfLink("")
+	var buf bytes.Buffer
+	if err := json.NewSerializerWithOptions(json.DefaultMetaFactory, Scheme(), Scheme(), json.SerializerOptions{}).Encode(out, &buf); err != nil {
 		return nil, fmt.Errorf("encode %s: %w", c.kind, err)
 	}
 	return buf.Bytes(), nil

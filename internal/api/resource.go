@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	extensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/install"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -27,14 +28,26 @@ import (
 // Root is the first part of every key in etcd, as kube-apiserver has it by default.
 const Root = "/registry/"
 
+// scheme completes, at first use, what the packages of Kubernetes' kinds have registered by being imported.
+var scheme = sync.OnceValue(func() *runtime.Scheme {
+	extensions.Install(legacyscheme.Scheme)
+	return legacyscheme.Scheme
+})
+
 // Scheme knows every built-in type with its defaults and conversions. Treat it as read-only.
-func Scheme() *runtime.Scheme { return legacyscheme.Scheme }
+func Scheme() *runtime.Scheme { return scheme() }
 
 // Codecs encodes and decodes every built-in type.
-func Codecs() serializer.CodecFactory { return legacyscheme.Codecs }
+func Codecs() serializer.CodecFactory {
+	scheme()
+	return legacyscheme.Codecs
+}
 
 // ParameterCodec decodes the query parameters of every built-in kind of options.
-func ParameterCodec() runtime.ParameterCodec { return legacyscheme.ParameterCodec }
+func ParameterCodec() runtime.ParameterCodec {
+	scheme()
+	return legacyscheme.ParameterCodec
+}
 
 // A Resource is one kind of object that the cluster serves. It is immutable.
 type Resource struct {
@@ -50,8 +63,9 @@ type Resource struct {
 
 	// Served holds the versions that clients may use, preferred first.
 	Served []string
-	// Storage is the version that is kept in etcd and handed to controllers.
-	Storage schema.GroupVersion
+	// Storage is the version that rules work on and controllers get, and Kept the one that stands in etcd, which
+	// is the same but for custom resources and their definitions.
+	Storage, Kept schema.GroupVersion
 	// Prefix is where the objects stand below Root, without slashes at its ends. It is empty
 	// for a virtual resource, which is created but never kept (reviews, bindings). Two
 	// resources of one prefix are two views of the same objects (events).
@@ -168,7 +182,7 @@ func build() []*Resource {
 	for _, group := range [][]*Resource{
 		coreResources(), appsResources(), batchResources(), policyResources(),
 		networkingResources(), storageResources(), accessResources(), clusterResources(),
-		admissionResources(), deviceResources(), virtualResources(),
+		admissionResources(), deviceResources(), extensionResources(), virtualResources(),
 	} {
 		all = append(all, group...)
 	}

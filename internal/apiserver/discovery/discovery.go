@@ -199,7 +199,7 @@ func apiResource(r *api.Resource) metav1.APIResource {
 		Categories:   r.Categories,
 	}
 	if !r.Virtual() {
-		out.StorageVersionHash = storageversion.StorageVersionHash(r.Storage.Group, r.Storage.Version, r.Kind)
+		out.StorageVersionHash = storageversion.StorageVersionHash(r.Kept.Group, r.Kept.Version, r.Kind)
 	}
 	return out
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -122,6 +124,9 @@ func (r *Registry) deleteOnce(ctx context.Context, d *deletion) (Result, bool, e
 			return result, false, err
 		}
 	}
+	if crd, ok := obj.(*apiextensionsv1.CustomResourceDefinition); ok {
+		holdDefinition(crd)
+	}
 	graceful, pending, err := req.Resource.Rules.PrepareDelete(ctx, obj, d.opts)
 	if err != nil {
 		return Result{}, false, err
@@ -155,6 +160,21 @@ func (r *Registry) deleteOnce(ctx context.Context, d *deletion) (Result, bool, e
 	}
 	d.wrote = true
 	return r.deletedResult(req, prev, revision), true, nil
+}
+
+// holdDefinition keeps a definition that is being deleted until its custom resources are gone, which the finalizer
+// asks for.
+func holdDefinition(crd *apiextensionsv1.CustomResourceDefinition) {
+	if crd.DeletionTimestamp != nil {
+		return
+	}
+	if !apihelpers.CRDHasFinalizer(crd, apiextensionsv1.CustomResourceCleanupFinalizer) {
+		crd.Finalizers = append(crd.Finalizers, apiextensionsv1.CustomResourceCleanupFinalizer)
+	}
+	apihelpers.SetCRDCondition(crd, apiextensionsv1.CustomResourceDefinitionCondition{
+		Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue, Reason: "InstanceDeletionPending",
+		Message: "the definition is to be deleted, and its custom resources before it",
+	})
 }
 
 // markOnce writes the deletion time, grace period and finalizers of an object. stop tells that

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	extensions "k8s.io/apiextensions-apiserver/pkg/client/applyconfiguration"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -78,14 +80,30 @@ type shape struct {
 }
 
 type typeSet struct {
-	kinds, scale managedfields.TypeConverter
-	err          error
+	kinds, extensions, scale managedfields.TypeConverter
+	err                      error
+}
+
+// of is the converter of a kind's objects.
+func (s typeSet) of(kind schema.GroupVersionKind) managedfields.TypeConverter {
+	switch {
+	case kind == scaleKind():
+		return s.scale
+	case kind.Group == apiextensionsv1.GroupName:
+		return s.extensions
+	default:
+		return s.kinds
+	}
 }
 
 func newLazyTypes() *lazyTypes {
 	return &lazyTypes{load: sync.OnceValue(func() typeSet {
 		scale, err := typesOfScale(api.Scheme())
-		return typeSet{kinds: applyconfigurations.NewTypeConverter(api.Scheme()), scale: scale, err: err}
+		return typeSet{
+			kinds:      applyconfigurations.NewTypeConverter(api.Scheme()),
+			extensions: extensions.NewTypeConverter(api.Scheme()),
+			scale:      scale, err: err,
+		}
 	})}
 }
 
@@ -103,11 +121,7 @@ func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOp
 		//lint:ignore SA1019 upstream would rather have every object checked, which costs an eighth of a create
 		return typed.AsTypedUnvalidated(v, s.(shape).schema, s.(shape).ref), nil
 	}
-	converter := set.kinds
-	if kind == scaleKind() {
-		converter = set.scale
-	}
-	out, err := converter.ObjectToTyped(obj, opts...)
+	out, err := set.of(kind).ObjectToTyped(obj, opts...)
 	if err == nil {
 		l.shapes.LoadOrStore(kind, shape{out.Schema(), out.TypeRef()})
 	}
