@@ -127,8 +127,9 @@ func (c *command) absolute() error {
 	return nil
 }
 
-// prepare builds programs and images, and brings a cluster up that has them.
-func (c *command) prepare(ctx context.Context) (suite.Runner, []suite.Spec, error) {
+// prepare builds programs and images, and brings a cluster up that has them: the images named by
+// their short names, or all that upstream knows.
+func (c *command) prepare(ctx context.Context, only ...string) (suite.Runner, []suite.Spec, error) {
 	r := suite.Runner{
 		Programs: c.cache, Dir: filepath.Join(c.cache, c.results), Kubeconfig: c.cluster.kubeconfig(), Procs: c.procs, Progress: c.progress,
 		Diagnose: c.diagnose,
@@ -147,6 +148,9 @@ func (c *command) prepare(ctx context.Context) (suite.Runner, []suite.Spec, erro
 	names, err := suite.Images(ctx, e2e)
 	if err != nil {
 		return r, nil, err
+	}
+	if len(only) > 0 {
+		names = slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(only, testimages.Short(name)) })
 	}
 	archive, err := testimages.Make(ctx, c.cache, names, c.progress)
 	if err != nil {
