@@ -47,6 +47,9 @@ func (s *Server) openLoops(context.Context) (err error) {
 		return r
 	}
 	s.schedulerEvents = recorder("default-scheduler")
+	if s.scheduling, err = scheduler.NewMetrics(s.metrics); err != nil {
+		return err
+	}
 	// The runner gives each controller its own identity.
 	own := s.client.WithFieldManager("kube-controller-manager")
 	all := controllers.All(controllers.Deps{
@@ -70,7 +73,7 @@ func (s *Server) lead(ctx context.Context) error {
 	}
 	sched := scheduler.New(scheduler.Config{
 		Client:   s.client.As(client.Component(user.KubeScheduler)).WithFieldManager("kube-scheduler"),
-		Recorder: s.schedulerEvents, Log: s.cfg.Log.With("component", "scheduler"),
+		Recorder: s.schedulerEvents, Metrics: s.scheduling, Log: s.cfg.Log.With("component", "scheduler"),
 	})
 	return run.Group(ctx, s.cfg.Log, func() {},
 		run.Func("scheduler", sched.Run),

@@ -37,6 +37,7 @@ import (
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
 	"barque.dev/internal/runtime/kernel"
+	"barque.dev/internal/scheduler"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 )
@@ -69,6 +70,7 @@ type Server struct {
 	metrics         *prometheus.Registry
 	recorders       []*client.Recorder
 	schedulerEvents record.EventRecorder
+	scheduling      *scheduler.Metrics
 	controllers     *controllers.Runner
 }
 
@@ -182,8 +184,12 @@ func (s *Server) openAPI(context.Context) (err error) {
 			return create(ctx, r.Namespace, r.Name, obj)
 		}
 	}
+	chain, err := s.admission()
+	if err != nil {
+		return err
+	}
 	s.registry, err = registry.New(registry.Config{
-		Store: s.store, Admission: s.admission(), Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		Store: s.store, Admission: chain, Indexes: indexes(), Authorizer: s.auth.Authorizer,
 		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, ServerPort: int32(s.cfg.HTTPSPort), Virtual: virtual, Log: log,
 	})
 	if err != nil {

@@ -193,11 +193,20 @@ func (q *queue) take() (*Pod, time.Duration) {
 	return it.pod, 0
 }
 
-// Len is how many pods are ready, and how many rest.
-func (q *queue) Len() (ready, resting int) {
+// Pending counts the pods by what they wait for, in stock's words: their turn ("active"), the end
+// of a back-off ("backoff"), or a change of the cluster ("unschedulable").
+func (q *queue) Pending() map[string]int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.ready.Len(), q.resting.Len()
+	counts := map[string]int{"active": q.ready.Len()}
+	for _, it := range q.resting.items {
+		if it.due.Equal(it.backoff) {
+			counts["backoff"]++
+		} else {
+			counts["unschedulable"]++
+		}
+	}
+	return counts
 }
 
 // itemHeap is a heap.Interface that keeps each item's index.

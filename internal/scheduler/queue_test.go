@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"maps"
 	"testing"
 	"time"
 
@@ -86,4 +87,27 @@ func TestQueueNextWakes(t *testing.T) {
 	if _, err := q.Next(ctx); err == nil {
 		t.Fatal("Next returned without a pod and without an error")
 	}
+}
+
+func TestQueueTellsWhatPodsWaitFor(t *testing.T) {
+	now := time.Unix(0, 0)
+	q := newQueue(func() time.Time { return now })
+	expect := func(want map[string]int) {
+		t.Helper()
+		if got := q.Pending(); !maps.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+	for _, name := range []string{"ready", "refused", "large"} {
+		q.Set(aPod(name))
+	}
+	expect(map[string]int{"active": 3})
+	for range 3 {
+		q.take()
+	}
+	q.Failed("refused", false)
+	q.Failed("large", true)
+	expect(map[string]int{"active": 0, "backoff": 1, "unschedulable": 1})
+	q.Changed()
+	expect(map[string]int{"active": 0, "backoff": 2})
 }

@@ -31,7 +31,9 @@ type Config struct {
 	Recorder record.EventRecorder
 	// Name is the spec.schedulerName that this one serves; by default "default-scheduler".
 	Name string
-	Log  *slog.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // Scheduler is the loop around Decide.
@@ -56,6 +58,7 @@ func New(cfg Config) *Scheduler {
 func (s *Scheduler) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer s.cfg.Metrics.follow(s.queue)()
 	var followers, binders sync.WaitGroup
 	follow := func(kind client.Object, synced func(), handle func(barqueclient.Event)) {
 		followers.Go(func() {
@@ -150,7 +153,9 @@ func (s *Scheduler) podChanged(e barqueclient.Event) {
 // schedule decides on one pod; dispatch runs its binding beside the next decision.
 func (s *Scheduler) schedule(ctx context.Context, p *Pod, dispatch func(bind func())) {
 	s.mu.Lock()
+	started := time.Now()
 	d := Decide(p, s.cluster.Snapshot(), s.start, rand.IntN)
+	s.cfg.Metrics.decided(time.Since(started))
 	s.start = d.Next
 	if d.Node != "" {
 		// Taken for granted until the API says otherwise, so that the next decision knows.
@@ -161,12 +166,14 @@ func (s *Scheduler) schedule(ctx context.Context, p *Pod, dispatch func(bind fun
 		s.cfg.Log.Debug("pod fits nowhere", "namespace", p.Namespace, "pod", p.Name, "reason", d.Message())
 		dispatch(func() { s.reportFailure(ctx, p, d.Message()) })
 		s.queue.Failed(p.UID, true)
+		s.cfg.Metrics.ended(resultUnschedulable, s.cfg.Name, started)
 		return
 	}
-	dispatch(func() { s.bind(ctx, p, d.Node) })
+	dispatch(func() { s.bind(ctx, p, d.Node, started) })
 }
 
-func (s *Scheduler) bind(ctx context.Context, p *Pod, node string) {
+// bind tells the API of a decision on an attempt that started then.
+func (s *Scheduler) bind(ctx context.Context, p *Pod, node string, started time.Time) {
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
 		Target:     corev1.ObjectReference{Kind: "Node", Name: node},
@@ -174,6 +181,7 @@ func (s *Scheduler) bind(ctx context.Context, p *Pod, node string) {
 	err := s.cfg.Client.SubResource("binding").Create(ctx, p.Pod.DeepCopy(), binding)
 	if err == nil {
 		s.queue.Remove(p.UID)
+		s.cfg.Metrics.ended(resultScheduled, s.cfg.Name, started)
 		s.cfg.Recorder.Eventf(p.Pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", p.Namespace, p.Name, node)
 		return
 	}
@@ -190,6 +198,7 @@ func (s *Scheduler) bind(ctx context.Context, p *Pod, node string) {
 	default:
 		s.cfg.Log.Warn("binding failed; will try again", "namespace", p.Namespace, "pod", p.Name, "node", node, "error", err)
 		s.queue.Failed(p.UID, false)
+		s.cfg.Metrics.ended(resultError, s.cfg.Name, started)
 	}
 }
 
