@@ -7,19 +7,13 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/filters"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 
 	"barque.dev/internal/api"
-	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
 )
 
@@ -71,19 +65,34 @@ func (s *Server) connector(req *http.Request, o operation) (http.Handler, error)
 		}
 		return s.relay.Logs(ctx, ns, name, opts, fail)
 	case "pods/proxy":
-		return s.relay.Pod(ctx, ns, name, proxyPath(o), fail)
+		opts := &corev1.PodProxyOptions{Path: proxyPath(o)}
+		if err := s.registry.Connect(ctx, o.target, opts); err != nil {
+			return nil, err
+		}
+		return s.relay.Pod(ctx, ns, name, opts.Path, fail)
 	case "services/proxy":
-		return s.relay.Service(ctx, ns, name, proxyPath(o), fail)
+		opts := &corev1.ServiceProxyOptions{Path: proxyPath(o)}
+		if err := s.registry.Connect(ctx, o.target, opts); err != nil {
+			return nil, err
+		}
+		return s.relay.Service(ctx, ns, name, opts.Path, fail)
 	case "nodes/proxy":
-		return s.relay.Node(ctx, name, proxyPath(o), fail)
+		opts := &corev1.NodeProxyOptions{Path: proxyPath(o)}
+		if err := s.registry.Connect(ctx, o.target, opts); err != nil {
+			return nil, err
+		}
+		return s.relay.Node(ctx, name, opts.Path, fail)
 	}
 	return nil, generic(http.StatusNotFound, req)
 }
 
-// connectStream makes the handler of a request that becomes a stream to a pod.
+// connectStream makes the handler of a request that becomes a stream to a pod, once admission lets it.
 func connectStream[O runtime.Object](s *Server, req *http.Request, o operation, opts O,
 	open func(ctx context.Context, namespace, name string, opts O, fail relay.Fail) (http.Handler, error)) (http.Handler, error) {
 	if err := s.streamOptions(req, opts); err != nil {
+		return nil, err
+	}
+	if err := s.registry.Connect(req.Context(), o.target, opts); err != nil {
 		return nil, err
 	}
 	return open(req.Context(), o.target.Namespace, o.target.Name, opts, s.fail)
@@ -136,60 +145,4 @@ func proxyPath(o operation) string {
 		path += "/"
 	}
 	return path
-}
-
-// objectReader reads for the relay.
-type objectReader struct{ registry *registry.Registry }
-
-// read returns an object of the storage version, no older than whatever the client has seen from this server.
-func read[T runtime.Object](ctx context.Context, r objectReader, gr schema.GroupResource, namespace, name string) (T, error) {
-	var none T
-	resource, ok := r.registry.Lookup(gr.WithVersion(""))
-	if !ok {
-		return none, apierrors.NewNotFound(gr, name)
-	}
-	result, err := r.registry.Get(ctx, registry.Request{Resource: resource, Namespace: namespace, Name: name}, &metav1.GetOptions{ResourceVersion: "0"})
-	if err != nil {
-		return none, err
-	}
-	obj, err := result.Get()
-	if err != nil {
-		return none, err
-	}
-	return obj.(T), nil
-}
-
-func (r objectReader) Node(ctx context.Context, name string) (*corev1.Node, error) {
-	return read[*corev1.Node](ctx, r, corev1.Resource("nodes"), "", name)
-}
-
-func (r objectReader) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return read[*corev1.Pod](ctx, r, corev1.Resource("pods"), namespace, name)
-}
-
-func (r objectReader) Service(ctx context.Context, namespace, name string) (*corev1.Service, error) {
-	return read[*corev1.Service](ctx, r, corev1.Resource("services"), namespace, name)
-}
-
-func (r objectReader) EndpointSlices(ctx context.Context, namespace, service string) ([]*discoveryv1.EndpointSlice, error) {
-	gr := schema.GroupResource{Group: discoveryv1.GroupName, Resource: "endpointslices"}
-	resource, ok := r.registry.Lookup(gr.WithVersion(""))
-	if !ok {
-		return nil, apierrors.NewNotFound(gr, "")
-	}
-	list, err := r.registry.List(ctx, registry.Request{Resource: resource, Namespace: namespace}, &metainternalversion.ListOptions{
-		ResourceVersion: "0", LabelSelector: labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: service}),
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]*discoveryv1.EndpointSlice, 0, len(list.Entries))
-	for _, entry := range list.Entries {
-		obj, err := entry.Object()
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, obj.(*discoveryv1.EndpointSlice))
-	}
-	return out, nil
 }

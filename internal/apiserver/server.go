@@ -35,6 +35,7 @@ import (
 	"barque.dev/internal/apiserver/discovery"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
+	"barque.dev/internal/client"
 )
 
 // Config configures a Server.
@@ -143,7 +144,7 @@ func New(cfg Config) (*Server, error) {
 	if s.metrics, err = newMetrics(cfg.Metrics, s.flight); err != nil {
 		return nil, fmt.Errorf("apiserver: metrics: %w", err)
 	}
-	s.relay = relay.New(cfg.Kubelet, objectReader{s.registry})
+	s.relay = relay.New(cfg.Kubelet, relay.Image(client.NewInProcess(client.Config{Tables: s.registry})))
 	s.impersonated = impersonation.WithConstrainedImpersonation(http.HandlerFunc(s.identified), cfg.Authorizer, api.Codecs())
 	if s.paths, err = s.newPaths(); err != nil {
 		return nil, fmt.Errorf("apiserver: %w", err)

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -19,8 +20,6 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/warning"
-
-	"barque.dev/internal/api"
 )
 
 // operation is what admission is asked about.
@@ -49,20 +48,17 @@ func isNamespaces(req Request) bool {
 	return req.Resource.Group == "" && req.Resource.Resource == "namespaces"
 }
 
-func objectInterfaces() admission.ObjectInterfaces {
-	return admission.NewObjectInterfacesFromScheme(api.Scheme())
-}
-
 // mutate lets admission change obj, which is of the request's version, in place.
 func (r *Registry) mutate(ctx context.Context, o operation, obj, old runtime.Object) error {
 	if err := r.checkNamespace(ctx, o); err != nil {
 		return err
 	}
 	if r.cfg.Admission != nil {
+		boundCopies()
 		guarded := fieldadmission.NewManagedFieldsValidatingAdmissionController(r.cfg.Admission)
 		mutating, ok := guarded.(admission.MutationInterface)
 		if ok && mutating.Handles(o.op) {
-			if err := mutating.Admit(ctx, o.attributes(ctx, obj, copyOf(old)), objectInterfaces()); err != nil {
+			if err := mutating.Admit(ctx, o.attributes(ctx, obj, copyOf(old)), objects{r}); err != nil {
 				return statusError(err, o.req.groupResource(), o.name, "admit")
 			}
 		}
@@ -82,23 +78,28 @@ func (r *Registry) validate(ctx context.Context, o operation, obj, old runtime.O
 	if !ok || !validating.Handles(o.op) {
 		return nil
 	}
-	err := validating.Validate(ctx, o.attributes(ctx, copyOf(obj), copyOf(old)), objectInterfaces())
+	err := validating.Validate(ctx, o.attributes(ctx, copyOf(obj), copyOf(old)), objects{r})
 	return statusError(err, o.req.groupResource(), o.name, "admit")
 }
 
 // validateDelete asks admission about a deletion; mutating plugins are asked too, as in stock.
 func (r *Registry) validateDelete(ctx context.Context, o operation, old runtime.Object) error {
+	return r.admit(ctx, o, nil, copyOf(old))
+}
+
+// admit asks all of admission about what is not an object to keep.
+func (r *Registry) admit(ctx context.Context, o operation, obj, old runtime.Object) error {
 	if r.cfg.Admission == nil {
 		return nil
 	}
-	attributes := o.attributes(ctx, nil, copyOf(old))
+	attributes := o.attributes(ctx, obj, old)
 	if mutating, ok := r.cfg.Admission.(admission.MutationInterface); ok && mutating.Handles(o.op) {
-		if err := mutating.Admit(ctx, attributes, objectInterfaces()); err != nil {
+		if err := mutating.Admit(ctx, attributes, objects{r}); err != nil {
 			return statusError(err, o.req.groupResource(), o.name, "admit")
 		}
 	}
 	if validating, ok := r.cfg.Admission.(admission.ValidationInterface); ok && validating.Handles(o.op) {
-		err := validating.Validate(ctx, attributes, objectInterfaces())
+		err := validating.Validate(ctx, attributes, objects{r})
 		return statusError(err, o.req.groupResource(), o.name, "admit")
 	}
 	return nil
@@ -132,18 +133,9 @@ func (r *Registry) checkNamespace(ctx context.Context, o operation) error {
 	if !ok {
 		return nil
 	}
-	look := Request{Resource: namespaces, Name: o.req.Namespace}
-	entry, found := r.Table(namespaces.GroupResource).Get(look.key())
-	if !found {
-		// This server may be behind another that has just created it.
-		var err error
-		if entry, err = r.find(ctx, look); err != nil {
-			return err
-		}
-	}
-	obj, err := entry.Object()
+	obj, err := r.Find(ctx, namespaces.GroupResource, "", o.req.Namespace)
 	if err != nil {
-		return statusError(err, namespaces.GroupResource, look.Name, "read")
+		return err
 	}
 	ns, ok := obj.(*corev1.Namespace)
 	if !ok || ns.Status.Phase != corev1.NamespaceTerminating {
@@ -157,6 +149,28 @@ func (r *Registry) checkNamespace(ctx context.Context, o operation) error {
 		Field:   "metadata.namespace",
 	})
 	return forbidden
+}
+
+// Find returns an object of the storage version for decisions about a request. What the image does not
+// hold is looked for again once it has caught up: another server may have just created it.
+func (r *Registry) Find(ctx context.Context, gr schema.GroupResource, namespace, name string) (runtime.Object, error) {
+	res, ok := r.Lookup(gr.WithVersion(""))
+	if !ok || res.Virtual() {
+		return nil, notFound(gr, name)
+	}
+	look := Request{Resource: res, Namespace: namespace, Name: name}
+	entry, found := r.Table(gr).Get(look.key())
+	if !found {
+		var err error
+		if entry, err = r.find(ctx, look); err != nil {
+			return nil, err
+		}
+	}
+	obj, err := entry.Object()
+	if err != nil {
+		return nil, statusError(err, gr, name, "read")
+	}
+	return obj, nil
 }
 
 // isAccessReview tells about questions whose answer must not tell whether a namespace exists.

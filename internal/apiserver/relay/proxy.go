@@ -87,11 +87,11 @@ func (r *Relay) Service(ctx context.Context, namespace, id, path string, fail Fa
 		return nil, err
 	}
 	if number, err := strconv.ParseInt(port, 10, 32); err == nil {
-		i := slices.IndexFunc(service.Spec.Ports, func(p corev1.ServicePort) bool { return int64(p.Port) == number })
-		if i < 0 {
+		named, ok := namedPort(service, number)
+		if !ok {
 			return nil, apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", number, name))
 		}
-		port = service.Spec.Ports[i].Name
+		port = named
 	}
 	endpoints, err := r.objects.EndpointSlices(ctx, namespace, name)
 	if err != nil {
