@@ -30,6 +30,8 @@ type Table struct {
 	grown    chan struct{} // closed when the log grows; nil when nobody waits for that alone
 	changed  chan struct{} // closed when the log grows or progress is due; nil when nobody waits
 	closed   bool
+	absent   bool        // nothing is kept here; see Store.Absent
+	next     *Table      // that took the place of this one, which is closed; see Store.Replace
 	old      []*Snapshot // some older snapshots that continued lists asked for
 }
 
@@ -79,6 +81,14 @@ func (t *Table) get(path string) (*Entry, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.tree.Get(path)
+}
+
+// Changed returns the revision of the table's last change and the number of objects since: who keeps
+// something that is derived from the whole table learns at little cost whether it is still right.
+func (t *Table) Changed() (revision int64, objects int) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.revision, t.tree.Len()
 }
 
 // Snapshot returns the table as it is now. It costs O(1); the next write copies what it changes.
@@ -260,6 +270,19 @@ func (t *Table) close() {
 	t.closed = true
 	t.wakeLocked()
 	t.mu.Unlock()
+}
+
+// heir is the table that keeps what this one kept: itself, or what took its place.
+func (t *Table) heir() *Table {
+	for {
+		t.mu.RLock()
+		next := t.next
+		t.mu.RUnlock()
+		if next == nil {
+			return t
+		}
+		t = next
+	}
 }
 
 // sweep gives memory back: events past their age, encodings that nobody asked for lately.

@@ -71,6 +71,10 @@ type write struct {
 }
 
 func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte, opts WriteOptions) (*write, error) {
+	if t.absent {
+		return nil, fmt.Errorf("%s %s/%s: its resource is not kept: %w", verb, key.Namespace, key.Name, ErrClosed)
+	}
+	t = t.heir()
 	path, full, err := t.space.etcdKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", verb, t.space.schema.Prefix, err)
