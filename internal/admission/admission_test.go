@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	stock "k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/admission"
@@ -35,10 +36,23 @@ func attributes(op stock.Operation, resource, sub string, obj, old runtime.Objec
 	return stock.NewAttributesRecord(obj, old, schema.GroupVersionKind{}, "a", "p", gvr, sub, op, nil, false, nil)
 }
 
+// defaults is the default chain over a state, where everybody may do everything.
+func defaults(t *testing.T, state ...client.Object) admission.Chain {
+	t.Helper()
+	state = append(state, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	chain, err := admission.Default(admission.Config{
+		Reader: fakeclient.Builder().WithObjects(state...).Build(), Authorizer: authorizerfactory.NewAlwaysAllowAuthorizer(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chain
+}
+
 // create passes a pod through the default chain.
 func create(t *testing.T, p *corev1.Pod, state ...client.Object) error {
 	t.Helper()
-	chain := admission.Default(fakeclient.Builder().WithObjects(state...).Build())
+	chain := defaults(t, state...)
 	a := attributes(stock.Create, "pods", "", p, nil)
 	if err := chain.Admit(t.Context(), a, nil); err != nil {
 		return err
@@ -152,7 +166,7 @@ func TestDefaultPriorityClass(t *testing.T) {
 	if p.Spec.PriorityClassName != "standard" || *p.Spec.Priority != 5 || *p.Spec.PreemptionPolicy != never {
 		t.Errorf("got %+v", p.Spec)
 	}
-	chain := admission.Default(fakeclient.Builder().WithObjects(standard).Build())
+	chain := defaults(t, standard)
 	second := standard.DeepCopy()
 	second.Name = "second"
 	if err := chain.Validate(t.Context(), attributes(stock.Create, "priorityclasses", "", second, nil), nil); err == nil {

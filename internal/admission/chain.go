@@ -3,14 +3,15 @@
 // may only refuse it.
 //
 // Plugins see objects of the versioned types (*corev1.Pod), not of Kubernetes' internal ones.
-// [Default] lists the ones that pods need to work as users expect; webhooks and policies take
-// their place in the same chain.
+// [Default] lists the built-in ones; webhooks and policies take their place in the same chain.
 package admission
 
 import (
 	"context"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -68,15 +69,49 @@ func (c Chain) Validate(ctx context.Context, a admission.Attributes, o admission
 	return nil
 }
 
-// Default returns the built-in plugins in their order. reader reads the shared image. Plugins
-// of other packages are appended to it.
-func Default(reader client.Reader) Chain {
-	return Chain{
-		{"ServiceAccount", NewServiceAccount(reader)},
-		{"NodeRestriction", NewNodeRestriction(reader)},
-		{"Priority", NewPriority(reader)},
-		{"DefaultTolerationSeconds", NewDefaultTolerationSeconds()},
+// Config is what the built-in plugins need.
+type Config struct {
+	// Reader reads the shared image.
+	Reader client.Reader
+	// Authorizer answers who may act for a certificate signer.
+	Authorizer authorizer.UnconditionalAuthorizer
+	// Metrics is where plugins register what they count; nil for nowhere.
+	Metrics prometheus.Registerer
+}
+
+// Default returns the plugins that stock has on by default, in stock's order, up to the place of
+// webhooks and policies, which are appended to it. Of those that are missing, the registry does
+// NamespaceLifecycle first of all, and charges quotas last of all (see [ResourceQuota]).
+func Default(c Config) (Chain, error) {
+	recorder, err := newSecurityMetrics(c.Metrics)
+	if err != nil {
+		return nil, err
 	}
+	security, err := NewPodSecurity(c.Reader, recorder)
+	if err != nil {
+		return nil, err
+	}
+	return Chain{
+		{"LimitRanger", NewLimitRanger(c.Reader)},
+		{"ServiceAccount", NewServiceAccount(c.Reader)},
+		{"NodeRestriction", NewNodeRestriction(c.Reader)},
+		{"TaintNodesByCondition", NewTaintNodesByCondition()},
+		{"PodSecurity", security},
+		{"Priority", NewPriority(c.Reader)},
+		{"DefaultTolerationSeconds", NewDefaultTolerationSeconds()},
+		{"DefaultStorageClass", NewDefaultStorageClass(c.Reader)},
+		{"StorageObjectInUseProtection", NewStorageObjectInUseProtection()},
+		{"PersistentVolumeClaimResize", NewPersistentVolumeClaimResize(c.Reader)},
+		{"RuntimeClass", NewRuntimeClass(c.Reader)},
+		{"CertificateApproval", NewCertificateApproval(c.Authorizer)},
+		{"CertificateSigning", NewCertificateSigning(c.Authorizer)},
+		{"ClusterTrustBundleAttest", NewClusterTrustBundleAttest(c.Authorizer)},
+		{"CertificateSubjectRestriction", NewCertificateSubjectRestriction()},
+		{"DefaultIngressClass", NewDefaultIngressClass(c.Reader)},
+		{"PodTopologyLabels", NewPodTopologyLabels(c.Reader)},
+		{"NodeDeclaredFeatureValidator", NewNodeDeclaredFeatureValidator(c.Reader)},
+		{"PodResizeValidator", NewPodResizeValidator(c.Reader)},
+	}, nil
 }
 
 // isPod tells whether a request is about pods themselves.

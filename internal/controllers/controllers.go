@@ -27,6 +27,7 @@ import (
 	"barque.dev/internal/controllers/nodelifecycle"
 	"barque.dev/internal/controllers/noderole"
 	"barque.dev/internal/controllers/podgc"
+	"barque.dev/internal/controllers/protection"
 	"barque.dev/internal/controllers/replicaset"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
@@ -89,5 +90,8 @@ func All(deps Deps, c Cluster) []Controller {
 		tainteviction.New(deps),
 		podgc.New(deps),
 		csr.New(deps, c.Sign, c.Reserved),
+		protection.NewClaims(deps),
+		protection.NewVolumes(deps),
+		protection.NewVolumeAttributes(deps),
 	}
 }

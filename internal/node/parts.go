@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -22,7 +24,15 @@ import (
 // lateReader reads through the server's client, which is made after what needs the reader.
 type lateReader struct{ server *Server }
 
+// Get looks twice for what is missing: another server may just have created it.
 func (r lateReader) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+	err := r.server.client.Get(ctx, key, obj, opts...)
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	if _, err := r.server.store.ReadIndex(ctx); err != nil {
+		return fmt.Errorf("look for %s: %w", key, err)
+	}
 	return r.server.client.Get(ctx, key, obj, opts...)
 }
 
@@ -31,8 +41,12 @@ func (r lateReader) List(ctx context.Context, list client.ObjectList, opts ...cl
 }
 
 // admission is the chain that every change passes.
-func (s *Server) admission() admission.Chain {
-	return append(admission.Default(lateReader{s}), admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation})
+func (s *Server) admission() (admission.Chain, error) {
+	chain, err := admission.Default(admission.Config{Reader: lateReader{s}, Authorizer: s.auth.Authorizer, Metrics: s.metrics})
+	if err != nil {
+		return nil, fmt.Errorf("set up admission: %w", err)
+	}
+	return append(chain, admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation}), nil
 }
 
 // indexes are those that decisions about access look things up by.

@@ -184,8 +184,12 @@ func (s *Server) openAPI(context.Context) (err error) {
 			return create(ctx, r.Namespace, r.Name, obj)
 		}
 	}
+	chain, err := s.admission()
+	if err != nil {
+		return err
+	}
 	s.registry, err = registry.New(registry.Config{
-		Store: s.store, Admission: s.admission(), Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		Store: s.store, Admission: chain, Indexes: indexes(), Authorizer: s.auth.Authorizer,
 		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, ServerPort: int32(s.cfg.HTTPSPort), Virtual: virtual, Log: log,
 	})
 	if err != nil {
