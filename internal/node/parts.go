@@ -7,11 +7,14 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/admission/webhook"
+	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/auth"
 	"barque.dev/internal/auth/rbac"
 	barqueclient "barque.dev/internal/client"
@@ -40,13 +43,37 @@ func (r lateReader) List(ctx context.Context, list client.ObjectList, opts ...cl
 	return r.server.client.List(ctx, list, opts...)
 }
 
+// lateImage is lateReader for what wants the image itself.
+type lateImage struct{ server *Server }
+
+func (i lateImage) Table(gr schema.GroupResource) *store.Table {
+	if i.server.registry == nil {
+		return nil
+	}
+	return i.server.registry.Table(gr)
+}
+
+func (i lateImage) Find(ctx context.Context, gr schema.GroupResource, namespace, name string) (runtime.Object, error) {
+	return i.server.registry.Find(ctx, gr, namespace, name)
+}
+
 // admission is the chain that every change passes.
-func (s *Server) admission() (admission.Chain, error) {
+func (s *Server) admission() (admission.Reinvoking, error) {
 	chain, err := admission.Default(admission.Config{Reader: lateReader{s}, Authorizer: s.auth.Authorizer, Metrics: s.metrics})
 	if err != nil {
-		return nil, fmt.Errorf("set up admission: %w", err)
+		return admission.Reinvoking{}, fmt.Errorf("set up admission: %w", err)
 	}
-	return append(chain, admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation}), nil
+	mutating, validating, err := webhook.New(webhook.Config{
+		Image: lateImage{s}, Services: relay.NewResolver(relay.Image(lateReader{s})), Authorizer: s.auth.Authorizer, Log: s.cfg.Log,
+	})
+	if err != nil {
+		return admission.Reinvoking{}, err
+	}
+	return admission.Reinvoking{Chain: append(chain,
+		admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation},
+		admission.Plugin{Name: webhook.MutatingName, Interface: mutating},
+		admission.Plugin{Name: webhook.ValidatingName, Interface: validating},
+	)}, nil
 }
 
 // indexes are those that decisions about access look things up by.
