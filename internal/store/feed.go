@@ -126,7 +126,8 @@ func (s *Store) applyAll(ctx context.Context) {
 	}
 }
 
-// applyRevision hands the changes of one revision to their tables, then moves the image's revision.
+// applyRevision hands the changes of one revision to their tables, in the order in which the
+// transaction made the first change of each, then moves the image's revision.
 func (s *Store) applyRevision(revision int64, events []*mvccpb.Event, now time.Time) {
 	s.applying.Lock()
 	r := s.router.Load()
@@ -136,13 +137,17 @@ func (s *Store) applyRevision(revision int64, events []*mvccpb.Event, now time.T
 		}
 	} else {
 		groups := make(map[*Table][]*mvccpb.Event, 1)
+		var order []*Table
 		for _, ev := range events {
 			if t := r.route(ev.Kv.Key); t != nil {
+				if groups[t] == nil {
+					order = append(order, t)
+				}
 				groups[t] = append(groups[t], ev)
 			}
 		}
-		for t, evs := range groups {
-			t.apply(revisionEvents{revision, evs}, now)
+		for _, t := range order {
+			t.apply(revisionEvents{revision, groups[t]}, now)
 		}
 	}
 	s.advance(revision)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -35,6 +36,14 @@ func (s *keyspace) etcdKey(key Key) (path string, full []byte, err error) {
 	}
 	path = s.path(key)
 	return path, []byte(s.schema.Prefix + path), nil
+}
+
+// encrypt makes the bytes that are kept at a key.
+func (s *keyspace) encrypt(ctx context.Context, key, value []byte) ([]byte, error) {
+	if s.schema.Transform == nil {
+		return value, nil
+	}
+	return s.schema.Transform.ToStorage(ctx, value, string(key))
 }
 
 // prefixEnd is the first key after all keys that begin with prefix.

@@ -16,6 +16,17 @@ type WriteOptions struct {
 	// TTL removes the object that long after this write, rounded up to seconds and a little
 	// more, because objects of similar age share a lease. Zero keeps it.
 	TTL time.Duration
+	// With are changes of other objects that are made in the same transaction, or not at all.
+	With []Change
+}
+
+// A Change replaces the version of an object that was written at revision Expected. When it is no
+// longer the newest, the write fails with ErrOvertaken.
+type Change struct {
+	Table    *Table
+	Key      Key
+	Value    []byte
+	Expected int64
 }
 
 // Create writes a new object. It returns ErrExists when there is one, ErrFenced when the context's
@@ -68,6 +79,13 @@ type write struct {
 	remove   bool
 	fence    Fence
 	fenced   bool
+	with     []companion
+}
+
+// companion is a change that is made together with a write.
+type companion struct {
+	key, stored []byte
+	expected    int64
 }
 
 func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte, opts WriteOptions) (*write, error) {
@@ -81,11 +99,22 @@ func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte
 	}
 	w := &write{table: t, verb: verb, path: path, key: full, stored: value, ttl: opts.TTL}
 	w.fence, w.fenced = FenceFrom(ctx)
-	if tr := t.space.schema.Transform; tr != nil && verb != "delete" {
+	if verb != "delete" {
 		// Once for all attempts: the bytes tell whether an earlier attempt got through.
-		if w.stored, err = tr.ToStorage(ctx, value, string(full)); err != nil {
+		if w.stored, err = t.space.encrypt(ctx, full, value); err != nil {
 			return nil, fmt.Errorf("%s %s: encrypt: %w", verb, full, err)
 		}
+	}
+	for _, c := range opts.With {
+		_, key, err := c.Table.space.etcdKey(c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: with %s: %w", verb, full, c.Table.space.schema.Prefix, err)
+		}
+		stored, err := c.Table.space.encrypt(ctx, key, c.Value)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: with %s: encrypt: %w", verb, full, key, err)
+		}
+		w.with = append(w.with, companion{key: key, stored: stored, expected: c.Expected})
 	}
 	return w, nil
 }
@@ -158,10 +187,7 @@ func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 			TargetUnion: &etcdserverpb.Compare_Version{Version: 0},
 		})
 	default:
-		req.Compare = append(req.Compare, &etcdserverpb.Compare{
-			Key: w.key, Target: etcdserverpb.Compare_MOD, Result: etcdserverpb.Compare_EQUAL,
-			TargetUnion: &etcdserverpb.Compare_ModRevision{ModRevision: w.expected},
-		})
+		req.Compare = append(req.Compare, unchanged(w.key, w.expected))
 	}
 	if w.fenced {
 		req.Compare = append(req.Compare, &etcdserverpb.Compare{
@@ -175,11 +201,27 @@ func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 			RequestDeleteRange: &etcdserverpb.DeleteRangeRequest{Key: w.key, PrevKv: true},
 		}}}
 	} else {
-		req.Success = []*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestPut{
-			RequestPut: &etcdserverpb.PutRequest{Key: w.key, Value: w.stored, Lease: leaseID},
-		}}}
+		req.Success = []*etcdserverpb.RequestOp{putOp(w.key, w.stored, leaseID)}
+	}
+	// After the object itself: whoever sees a companion changed in the image sees why.
+	for _, c := range w.with {
+		req.Compare = append(req.Compare, unchanged(c.key, c.expected))
+		req.Success = append(req.Success, putOp(c.key, c.stored, 0))
 	}
 	return req
+}
+
+func unchanged(key []byte, revision int64) *etcdserverpb.Compare {
+	return &etcdserverpb.Compare{
+		Key: key, Target: etcdserverpb.Compare_MOD, Result: etcdserverpb.Compare_EQUAL,
+		TargetUnion: &etcdserverpb.Compare_ModRevision{ModRevision: revision},
+	}
+}
+
+func putOp(key, value []byte, leaseID int64) *etcdserverpb.RequestOp {
+	return &etcdserverpb.RequestOp{Request: &etcdserverpb.RequestOp_RequestPut{
+		RequestPut: &etcdserverpb.PutRequest{Key: key, Value: value, Lease: leaseID},
+	}}
 }
 
 func rangeOp(key []byte) *etcdserverpb.RequestOp {
@@ -246,12 +288,26 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 	// The image should hold what the caller will look at next: the reason of its failure.
 	_ = w.table.store.WaitRevision(ctx, resp.Header.Revision)
 	switch {
+	case w.holds(found):
+		return nil, 0, w.errorf(ErrOvertaken)
 	case len(found) == 0:
 		return nil, 0, w.errorf(ErrNotFound)
 	case !w.exists:
 		return nil, 0, w.errorf(fmt.Errorf("%w since revision %d", ErrExists, found[0].CreateRevision))
 	default:
 		return nil, 0, w.errorf(fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected))
+	}
+}
+
+// holds tells whether what stands at the object's key is what the write wanted to find.
+func (w *write) holds(found []*mvccpb.KeyValue) bool {
+	switch {
+	case !w.exists:
+		return len(found) == 0
+	case len(found) == 0:
+		return false
+	default:
+		return w.expected == 0 || found[0].ModRevision == w.expected
 	}
 }
 
