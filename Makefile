@@ -36,7 +36,7 @@ bin/barque: programs FORCE
 
 FORCE:
 
-test: build unit integration portability ## all tests, unit and integration
+test: build unit integration portability conformance-smoke ## all tests, unit and integration
 
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =

@@ -66,7 +66,6 @@ func run(ctx context.Context, args []string) error {
 	case "one":
 		return c.one(ctx)
 	case "smoke":
-		c.results = "smoke"
 		return c.smoke(ctx)
 	case "page":
 		return c.page(ctx)
@@ -78,16 +77,21 @@ func run(ctx context.Context, args []string) error {
 
 func parse(args []string) (*command, error) {
 	c := &command{}
+	// The smoke takes its cluster away at its end: never the one that somebody looks into.
+	results, dir := "run", "/var/lib/barque-conf"
+	if args[0] == "smoke" {
+		results, dir = "smoke", "/var/lib/barque-smoke"
+	}
 	flags := flag.NewFlagSet("conformance "+args[0], flag.ContinueOnError)
 	flags.StringVar(&c.root, "root", "../..", "the repository's `directory`")
 	flags.StringVar(&c.cluster.program, "program", os.Getenv("BARQUE_PROGRAM"), "the `binary` to test; bin/barque by default")
-	flags.StringVar(&c.cluster.dir, "dir", "/var/lib/barque-conf", "`directory` of the cluster")
+	flags.StringVar(&c.cluster.dir, "dir", dir, "`directory` of the cluster")
 	flags.IntVar(&c.cluster.servers, "servers", 3, "`number` of servers, all of which run pods")
 	flags.IntVar(&c.procs, "procs", 4, "`number` of specs side by side")
 	flags.StringVar(&c.focus, "focus", "", "run only specs that match this `regex`")
 	flags.StringVar(&c.skip, "skip", "", "leave out specs that match this `regex`")
 	flags.StringVar(&c.resume, "resume", "", "what to do with earlier results: go on after them (`all`), or only after those that passed (passed)")
-	flags.StringVar(&c.results, "results", "run", "`folder` below .cache/conformance for results; page takes several, with commas between")
+	flags.StringVar(&c.results, "results", results, "`folder` below .cache/conformance for results; page takes several, with commas between")
 	flags.StringVar(&c.spec, "spec", "", "the `name` of a spec, or a regex")
 	flags.BoolVar(&c.diagnose, "diagnose", true, "let failed specs tell the events and the state of the cluster")
 	flags.BoolVar(&c.keep, "keep", false, "leave the cluster up")
