@@ -28,7 +28,9 @@ func smokeSpecs() []string {
 }
 
 // smokeImages are what those specs run. Making all images takes minutes more.
-func smokeImages() []string { return []string{"agnhost", "busybox", "glibc-dns-testing", "nginx", "pause"} }
+func smokeImages() []string {
+	return []string{"agnhost", "busybox", "glibc-dns-testing", "nginx", "pause"}
+}
 
 // smoke is `make conformance-smoke`: it fails unless all its specs pass, and writes no page.
 func (c *command) smoke(ctx context.Context) (err error) {
