@@ -2,11 +2,10 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -46,30 +45,17 @@ func (c *cluster) importImages() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for _, m := range c.Machines {
-		socket, err := m.ContainerdSocket()
-		if err != nil {
-			return err
-		}
-		store, err := images.Open(socket)
-		if err != nil {
-			return err
-		}
-		_, err = store.Import(ctx, bytes.NewReader(archive.Bytes()))
-		if err == nil {
-			hello, e := examples.HelloImages()
-			if e != nil {
-				return e
-			}
-			_, err = store.Import(ctx, hello)
-			_ = hello.Close()
-		}
-		_ = store.Close()
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.Name, err)
-		}
+	hello, err := examples.HelloImages()
+	if err != nil {
+		return err
 	}
-	return nil
+	defer func() { _ = hello.Close() }()
+	samples, err := io.ReadAll(hello)
+	if err != nil {
+		return fmt.Errorf("read the sample's images: %w", err)
+	}
+	if err := c.importArchive(archive.Bytes()); err != nil {
+		return err
+	}
+	return c.importArchive(samples)
 }
