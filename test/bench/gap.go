@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"syscall"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"barque.dev/internal/local"
+	"barque.dev/test/probe"
 	"barque.dev/test/report"
 )
 
@@ -127,11 +126,12 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	if err != nil {
 		return err
 	}
-	p, err := newProber(config)
+	certificates, err := rest.TLSConfigFor(config)
 	if err != nil {
 		return err
 	}
-	w, err := newChain(ctx, p, name)
+	p := probe.New(certificates, config.Host)
+	w, err := probe.NewChain(ctx, p, metav1.NamespaceDefault, name)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	defer cancel()
 	writes := make(chan time.Time, 1<<16)
 	broken := make(chan error, 1)
-	go func() { broken <- w.keepWriting(writing, name, writes) }()
+	go func() { broken <- w.KeepWriting(writing, writes) }()
 	if err := sleep(ctx, time.Second); err != nil {
 		return err
 	}
@@ -150,9 +150,11 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	}
 	var bound time.Duration
 	if f.leads {
-		if bound, err = firstBinding(ctx, c, name, struck); err != nil {
+		// Its own prober, so that what one of them finds out does not help the other.
+		if err := probe.New(certificates, config.Host).Bind(ctx, probe.Pod(metav1.NamespaceDefault, name)); err != nil {
 			return errors.Join(err, after())
 		}
+		bound = time.Since(struck)
 	}
 	if err := sleep(ctx, time.Until(struck.Add(watchFor))); err != nil {
 		return errors.Join(err, after())
@@ -161,8 +163,11 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 	if err := errors.Join(<-broken, after()); err != nil {
 		return err
 	}
-	gap := longestGap(writes, struck)
-	b.say("%s (%s): no write for %v, first binding after %v; %d writes", f.name, victim.Name, gap, bound, w.written)
+	if err := p.Delete(ctx, metav1.NamespaceDefault, name); err != nil {
+		return err
+	}
+	gap := probe.LongestGap(writes, struck)
+	b.say("%s (%s): no write for %v, first binding after %v; %d writes", f.name, victim.Name, gap, bound, w.Written())
 	b.add(report.Figure{Name: "write gap, " + f.name, Unit: "ms", Aim: f.aim,
 		Includes: "longest time between two acknowledged writes, chained conditional updates through the virtual IP by a client that hedges after 40 ms and dials for 200 ms at most, in the 3 s after; stock: 1–2 s for etcd alone"}, milliseconds(gap))
 	if f.leads {
@@ -170,83 +175,4 @@ func (b *bench) gapOnce(ctx context.Context, c *cluster, f fault, name string) e
 			Includes: "from the fault to the binding of a pod that is created right after it; stock: 15–17 s"}, milliseconds(bound))
 	}
 	return nil
-}
-
-// keepWriting extends the chain until ctx ends, and tells when each write was acknowledged.
-func (c *chain) keepWriting(ctx context.Context, name string, writes chan<- time.Time) error {
-	defer close(writes)
-	for {
-		err := c.write(ctx, name)
-		switch {
-		case ctx.Err() != nil:
-			return nil //nolint:nilerr // it was told to stop
-		case err != nil:
-			return err
-		}
-		writes <- time.Now()
-		if err := sleep(ctx, 2*time.Millisecond); err != nil {
-			return nil //nolint:nilerr // it was told to stop
-		}
-	}
-}
-
-// longestGap is the longest time without an acknowledgement that ended after the fault.
-func longestGap(writes <-chan time.Time, struck time.Time) time.Duration {
-	var longest time.Duration
-	var last time.Time
-	for at := range writes {
-		if !last.IsZero() && at.After(struck) {
-			longest = max(longest, at.Sub(last))
-		}
-		last = at
-	}
-	return longest
-}
-
-// firstBinding creates a pod and waits until a scheduler has bound it.
-func firstBinding(ctx context.Context, c *cluster, name string, struck time.Time) (time.Duration, error) {
-	config, err := c.Config()
-	if err != nil {
-		return 0, err
-	}
-	p, err := newProber(config)
-	if err != nil {
-		return 0, err
-	}
-	const collection = "/api/v1/namespaces/default/pods"
-	pod := &corev1.Pod{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "barque.invalid/none:1", ImagePullPolicy: corev1.PullNever}}},
-	}
-	err = p.hedge(ctx, func(ctx context.Context, client *http.Client) error {
-		var made corev1.Pod
-		code, err := p.call(ctx, client, http.MethodPost, collection, pod, &made)
-		if code == http.StatusConflict {
-			return nil
-		}
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	err = p.hedge(ctx, func(ctx context.Context, client *http.Client) error {
-		var found corev1.Pod
-		if _, err := p.call(ctx, client, http.MethodGet, collection+"/"+name, nil, &found); err != nil {
-			return err
-		}
-		if found.Spec.NodeName == "" {
-			return errors.New("no scheduler has bound the pod")
-		}
-		return nil
-	})
-	bound := time.Since(struck)
-	if err != nil {
-		return 0, err
-	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return 0, err
-	}
-	return bound, client.CoreV1().Pods("default").Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
 }

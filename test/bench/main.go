@@ -13,11 +13,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"barque.dev/test/report"
@@ -69,15 +67,7 @@ func (b *bench) say(format string, args ...any) {
 // add records a sample of a figure of the current row.
 func (b *bench) add(spec report.Figure, samples ...float64) { b.section.Add(spec, "", samples...) }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(report.Main("bench", run)) }
 
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -107,14 +97,9 @@ func run(ctx context.Context, args []string) error {
 	if b.program = program; !exists(program) {
 		return fmt.Errorf("%s is missing: run `make build` first", program)
 	}
-	chosen := names
-	if *only != "" {
-		chosen = strings.Split(*only, ",")
-	}
-	for _, name := range chosen {
-		if !slices.Contains(names, name) {
-			return fmt.Errorf("-only %s: there are %s", name, strings.Join(names, ", "))
-		}
+	chosen, err := report.Choose(names, *only)
+	if err != nil {
+		return err
 	}
 	return b.measure(ctx, *root, chosen)
 }

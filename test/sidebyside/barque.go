@@ -18,59 +18,101 @@ type barque struct{ program string }
 
 func (barque) name() string { return "Barque" }
 
+// memberName is a member's name as a node, by its number from 0.
+func memberName(i int) string { return fmt.Sprintf("barque-%d", i+1) }
+
 func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 	p := &plane{}
-	var launches []func() error
+	if r.node {
+		if err := p.isolate(); err != nil {
+			return p, err
+		}
+	}
+	var members []program
 	var token string
 	for i := range r.members {
-		name := fmt.Sprintf("barque-%d", i+1)
-		data := filepath.Join(dir, name)
-		free, err := proc.Ports(4) // the one after the peers' is the detector's
+		m, url, err := b.member(dir, i, r)
 		if err != nil {
 			return p, err
 		}
-		args := []string{
-			"server", "--disable=agent", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--log-level=warn",
-			"--node-name=" + name, "--data-dir=" + data, "--https-port=" + free[0], "--etcd-peer-port=" + free[1], "--etcd-client-port=" + free[3],
+		members = append(members, m)
+		if r.node {
+			p.cleanUps = append(p.cleanUps, func() error { return endContainers(filepath.Join(dir, m.name, "agent")) })
 		}
-		if r.schedules {
-			args = append(args, "--node-monitor-grace-period=1h") // the nodes are made up: nobody renews their leases
-		}
-		launches = append(launches, func() error {
-			_, err := p.launch(name, dir, b.program, true, args...)
-			return err
-		})
-		first := args
 		if i > 0 {
-			first = append(args[:len(args):len(args)], "--join="+p.urls[0], "--token="+token)
+			m.args = append(m.args[:len(m.args):len(m.args)], "--join="+p.urls[0], "--token="+token)
 		}
-		if _, err := p.launch(name, dir, b.program, true, first...); err != nil {
+		if err := p.launch(m); err != nil {
 			return p, err
 		}
-		p.urls = append(p.urls, "https://127.0.0.1:"+free[0])
-		if i == 0 {
-			if err := p.adopt(ctx, filepath.Join(data, "kubeconfig")); err != nil {
+		p.urls = append(p.urls, url)
+		if i > 0 {
+			continue
+		}
+		data := filepath.Join(dir, m.name)
+		if err := p.adopt(ctx, filepath.Join(data, "kubeconfig")); err != nil {
+			return p, err
+		}
+		if err := p.awaitReady(ctx); err != nil {
+			return p, err
+		}
+		if r.members > 1 {
+			if token, err = b.token(ctx, data); err != nil {
 				return p, err
-			}
-			if r.members > 1 {
-				if err := p.awaitReady(ctx); err != nil {
-					return p, err
-				}
-				if token, err = b.token(ctx, data); err != nil {
-					return p, err
-				}
 			}
 		}
 	}
+	p.scheduler = p.urls[0]
+	p.leader = func(ctx context.Context) (int, error) { return b.leader(ctx, p) }
 	p.restart = func(ctx context.Context) error {
-		for _, launch := range launches {
-			if err := launch(); err != nil {
+		for _, m := range members {
+			if err := p.launch(m); err != nil {
 				return err
 			}
 		}
 		return p.awaitReady(ctx)
 	}
 	return p, p.awaitReady(ctx)
+}
+
+// member is one server, and its URL.
+func (b barque) member(dir string, i int, r row) (program, string, error) {
+	name, address := memberName(i), "127.0.0.1"
+	free, err := proc.Ports(4) // the one after the peers' is the detector's
+	if err != nil {
+		return program{}, "", err
+	}
+	args := []string{
+		"server", "--log-level=warn", "--node-name=" + name, "--data-dir=" + filepath.Join(dir, name),
+		"--https-port=" + free[0], "--etcd-peer-port=" + free[1], "--etcd-client-port=" + free[3],
+	}
+	if r.node {
+		address = nodeAddress
+		args = append(args, "--cgroup-root="+nodeGroup())
+	} else {
+		args = append(args, "--disable=agent", "--bind-address="+address)
+	}
+	args = append(args, "--advertise-address="+address)
+	if r.schedules || r.elects {
+		args = append(args, "--node-monitor-grace-period=1h") // the nodes are made up: nobody renews their leases
+	}
+	return program{name: name, path: b.program, args: args, dir: dir, member: i, keepsState: true}, "https://" + address + ":" + free[0], nil
+}
+
+// leader is the member that holds the leases of leadership.
+func (b barque) leader(ctx context.Context, p *plane) (int, error) {
+	l := newLoader(p, 1)
+	defer l.close()
+	name, err := holder(ctx, l.clients[0], "kube-controller-manager")
+	if err != nil {
+		return 0, err
+	}
+	for i := range p.urls {
+		if memberName(i) == name {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("%s leads, which is no member", name)
 }
 
 // adopt takes the administrator's certificate from a kubeconfig that is about to be written.

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +12,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 const (
@@ -33,12 +36,9 @@ const connections = 8
 func newLoader(p *plane, n int) *loader {
 	l := &loader{plane: p}
 	for i := range n {
-		config := p.tls.Clone()
-		config.NextProtos = []string{"h2"}
-		l.clients = append(l.clients, &lean{
-			http: &http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, DisableCompression: true}},
-			url:  p.urls[i%len(p.urls)],
-		})
+		transport := p.transport(nil)
+		transport.TLSClientConfig.NextProtos, transport.ForceAttemptHTTP2 = []string{"h2"}, true
+		l.clients = append(l.clients, &lean{http: &http.Client{Transport: transport}, url: p.urls[i%len(p.urls)]})
 	}
 	return l
 }
@@ -133,6 +133,39 @@ func (c *lean) ask(ctx context.Context, path string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
+// acknowledged is an object's name and version as an answer gave them.
+type acknowledged struct {
+	Metadata struct {
+		Name            string `json:"name"`
+		ResourceVersion string `json:"resourceVersion"`
+	} `json:"metadata"`
+}
+
+// acknowledge sends an object in protobuf and reads what the answer says of it.
+func (c *lean) acknowledge(ctx context.Context, method, path string, body []byte, want int) (a acknowledged, err error) {
+	resp, err := c.send(ctx, method, path, mediaJSON, mediaProtobuf, body, want)
+	if err != nil {
+		return a, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return a, json.NewDecoder(resp.Body).Decode(&a)
+}
+
+// metrics reads what a program tells Prometheus.
+func (c *lean) metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	resp, err := c.send(ctx, http.MethodGet, "/metrics", "text/plain", "", nil, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("read %s/metrics: %w", c.url, err)
+	}
+	return families, nil
+}
+
 // listMeta is what lists of all kinds have.
 type listMeta struct {
 	Metadata struct {
@@ -141,25 +174,4 @@ type listMeta struct {
 		RemainingItemCount int    `json:"remainingItemCount"`
 	} `json:"metadata"`
 	Items []json.RawMessage `json:"items"`
-}
-
-// watch reads so many events in protobuf, and calls seen with each one's number.
-func (c *lean) watch(ctx context.Context, path, revision string, events int, open func(), seen func(int)) error {
-	resp, err := c.send(ctx, http.MethodGet, path+"?watch=true&resourceVersion="+revision, mediaProtobuf+";stream=watch", "", nil, http.StatusOK)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	open()
-	var header [4]byte
-	for i := range events {
-		if _, err := io.ReadFull(resp.Body, header[:]); err != nil {
-			return fmt.Errorf("watch: %w", err)
-		}
-		if _, err := io.CopyN(io.Discard, resp.Body, int64(binary.BigEndian.Uint32(header[:]))); err != nil {
-			return fmt.Errorf("watch: %w", err)
-		}
-		seen(i)
-	}
-	return nil
 }

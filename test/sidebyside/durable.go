@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 
@@ -74,24 +73,17 @@ func (r *run) killed(ctx context.Context) (int, error) {
 	versions := map[string]string{}
 	enough := make(chan struct{})
 	var once sync.Once
-	go func() {
+	ended := make(chan struct{}) // the writes have
+	var killer sync.WaitGroup
+	killer.Go(func() {
 		select {
 		case <-enough:
-		case <-ctx.Done():
+			r.plane.kill()
+		case <-ended:
 		}
-		r.plane.kill()
-	}()
+	})
 	_, err = l.each(16, len(bodies), func(c *lean, i int) error {
-		resp, err := c.send(ctx, http.MethodPost, podsPath, mediaJSON, mediaProtobuf, bodies[i], http.StatusCreated)
-		if err != nil {
-			return err
-		}
-		data, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			return err
-		}
-		a, err := decode(data)
+		a, err := c.acknowledge(ctx, http.MethodPost, podsPath, bodies[i], http.StatusCreated)
 		if err != nil {
 			return err
 		}
@@ -104,8 +96,13 @@ func (r *run) killed(ctx context.Context) (int, error) {
 		return nil
 	})
 	l.close()
+	close(ended)
+	killer.Wait()
 	if err == nil {
 		return 0, errors.New("all writes were over before the processes were killed")
+	}
+	if len(versions) < killedAfter {
+		return 0, fmt.Errorf("writes failed before the processes were killed: %w", err)
 	}
 	if err := r.plane.restart(ctx); err != nil {
 		return 0, fmt.Errorf("start again: %w", err)

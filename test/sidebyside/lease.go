@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 
@@ -26,16 +25,7 @@ func measureLeases(ctx context.Context, r *run) error {
 		if err != nil {
 			return err
 		}
-		resp, err := c.send(ctx, method, path, mediaJSON, mediaProtobuf, body, want)
-		if err != nil {
-			return err
-		}
-		data, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			return err
-		}
-		a, err := decode(data)
+		a, err := c.acknowledge(ctx, method, path, body, want)
 		versions[i] = a.Metadata.ResourceVersion
 		return err
 	}
@@ -54,6 +44,20 @@ func measureLeases(ctx context.Context, r *run) error {
 		})
 		if err != nil {
 			return err
+		}
+	}
+	return expectLeases(ctx, l.clients[0], versions)
+}
+
+// expectLeases checks that every lease is as its last renewal was acknowledged.
+func expectLeases(ctx context.Context, c *lean, versions []string) error {
+	for i, want := range versions {
+		var a acknowledged
+		if err := c.ask(ctx, fmt.Sprintf("%s/node-%d", leasesPath, i), &a); err != nil {
+			return err
+		}
+		if got := a.Metadata.ResourceVersion; got != want {
+			return fmt.Errorf("lease node-%d is at revision %s, want %s, which was acknowledged last", i, got, want)
 		}
 	}
 	return nil

@@ -1,7 +1,7 @@
 // Command sidebyside measures Barque's control plane beside stock Kubernetes' (etcd, kube-apiserver,
 // kube-controller-manager and kube-scheduler of the release that Barque serves, built from their
 // modules), under the same load, on the same cores and disk. `make bench-side-by-side` builds what
-// it needs; it needs no root.
+// it needs. Counting system calls and running containers takes root.
 //
 // The sides take turns, round by round: each starts on empty directories, carries the load, is
 // looked at, and is stopped. Both sync every acknowledged write to disk, which the row "durable"
@@ -18,11 +18,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"barque.dev/test/report"
@@ -35,24 +33,40 @@ type row struct {
 	run         func(ctx context.Context, r *run) error
 	// schedules: only the scheduler is of interest, as in upstream's scheduler_perf.
 	schedules bool
+	// elects: there are schedulers and controllers beside every member.
+	elects bool
+	// node: there is a node that runs pods, which takes root.
+	node bool
+	// bare: stock has no scheduler and no controllers.
+	bare bool
+	// smoke: it is part of the short run that shows that all of this still works.
+	smoke bool
+	// untuned says why stock has no better settings here; if it does not, it is empty.
+	untuned string
+	note    string
 }
 
 // rows are what can be measured, in the page's order.
 func rows() []row {
 	all := []row{
-		{"durable", "Beside stock: what was acknowledged survives", 1, measureDurable, false},
-		{"control-plane", "Beside stock: a control plane starts and idles", 1, measureStart, false},
-		{"writes", "Beside stock: writes", 1, measureWrites, false},
-		{"reads", "Beside stock: reads", 1, measureReads, false},
-		{"watches", "Beside stock: watches", 1, measureWatches, false},
-		{"leases", "Beside stock: leases", 1, measureLeases, false},
-		{"memory", "Beside stock: memory after load", 1, measureMemory, false},
-		{"three", "Beside stock: writes with three members", 3, measureWrites, false},
+		{name: "durable", title: "Beside stock: what was acknowledged survives", members: 1, run: measureDurable, smoke: true, untuned: "its settings change nothing about what is synced"},
+		{name: "control-plane", title: "Beside stock: a control plane starts", members: 1, run: measureStart, untuned: "its settings are about load"},
+		{name: "idle", title: "Beside stock: a control plane idles", members: 1, run: measureIdle, untuned: "its settings are about load"},
+		{name: "writes", title: "Beside stock: writes", members: 1, run: measureWrites, smoke: true},
+		{name: "reads", title: "Beside stock: reads", members: 1, run: measureReads, smoke: true},
+		{name: "watches", title: "Beside stock: watches", members: 1, run: measureWatches, smoke: true},
+		{name: "leases", title: "Beside stock: leases", members: 1, run: measureLeases, smoke: true},
+		{name: "memory", title: "Beside stock: memory after load", members: 1, run: measureMemory},
+		{name: "three", title: "Beside stock: writes with three members", members: 3, run: measureWrites},
 	}
-	for i, s := range scheduled() {
-		all = append(all, row{name: s.name, title: "Beside stock: upstream's " + s.name + ", " + s.workload, members: 1, schedules: true, run: scheduling(i)})
+	for _, s := range scheduled() {
+		all = append(all, row{name: s.name, title: "Beside stock: upstream's " + s.name + ", " + s.workload, members: 1, schedules: true, run: s.measure, note: s.note()})
 	}
-	return all
+	return append(all,
+		row{name: "failover", title: "Beside stock: the leader of three is killed", members: 3, run: measureFailover, elects: true},
+		row{name: "pod-start", title: "Beside stock: pods start", members: 1, run: measurePodStart, node: true,
+			note: "Both nodes have Barque's containerd, CNI plugin and images, so that the difference is the agent's and the kubelet's own."},
+	)
 }
 
 // run is one turn of one side in one row.
@@ -79,15 +93,7 @@ func (r *run) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s  %s, %s: %s\n", time.Now().Format(time.TimeOnly), r.section.Name, r.side.name(), fmt.Sprintf(format, args...))
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, os.Args[1:])
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "sidebyside:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(report.Main("sidebyside", measure)) }
 
 // options are the command line's.
 type options struct {
@@ -100,60 +106,87 @@ type options struct {
 
 func parse(args []string) (options, error) {
 	var o options
+	all := map[string]row{}
 	var names []string
 	for _, r := range rows() {
+		all[r.name] = r
 		names = append(names, r.name)
 	}
 	flags := flag.NewFlagSet("sidebyside", flag.ContinueOnError)
 	only := flags.String("only", "", "comma separated `rows` to measure: "+strings.Join(names, ", "))
 	flags.StringVar(&o.root, "root", filepath.Join("..", ".."), "the repository's `directory`")
 	flags.BoolVar(&o.quick, "quick", false, "small numbers and one round; the page is not written")
-	sides := flags.String("sides", "barque,stock,tuned", "comma separated `sides` to measure; tuned is stock with its best settings that we know of")
+	smoke := flags.Bool("smoke", false, "a quick run, in minutes, of some rows, for which stock is etcd and kube-apiserver alone")
+	sides := flags.String("sides", "barque,stock,tuned", "comma separated `sides` to measure; tuned is stock with settings that are meant to make it faster")
 	flags.IntVar(&o.rounds, "rounds", 5, "how many turns each side takes")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	for _, r := range rows() {
-		if *only == "" || slices.Contains(strings.Split(*only, ","), r.name) {
-			o.chosen = append(o.chosen, r)
-		}
+	if *smoke {
+		o.quick, *sides = true, "barque,stock"
 	}
-	if want := strings.Split(*only, ","); *only != "" && len(o.chosen) != len(want) {
-		return o, fmt.Errorf("-only %s: there are %s", *only, strings.Join(names, ", "))
+	if o.quick {
+		o.rounds = 1
 	}
-	root, err := filepath.Abs(o.root)
+	chosen, err := report.Choose(names, *only)
 	if err != nil {
 		return o, err
 	}
-	o.root, o.programs, o.barque = root, filepath.Join(root, ".cache", "stock"), os.Getenv("BARQUE_PROGRAM")
-	if o.barque == "" {
-		o.barque = filepath.Join(root, "bin", "barque")
+	for _, name := range chosen {
+		r := all[name]
+		if r.bare = *smoke; r.smoke || !*smoke {
+			o.chosen = append(o.chosen, r)
+		}
 	}
-	for _, name := range strings.Split(*sides, ",") {
+	if o.root, err = filepath.Abs(o.root); err != nil {
+		return o, err
+	}
+	o.programs, o.barque = filepath.Join(o.root, ".cache", "stock"), os.Getenv("BARQUE_PROGRAM")
+	if o.barque == "" {
+		o.barque = filepath.Join(o.root, "bin", "barque")
+	}
+	if err := o.choose(strings.Split(*sides, ",")); err != nil {
+		return o, err
+	}
+	return o, o.check()
+}
+
+// choose takes the sides by their names.
+func (o *options) choose(sides []string) error {
+	for _, name := range sides {
 		switch name {
 		case "barque":
 			o.sides = append(o.sides, barque{o.barque})
 		case "stock", "tuned":
 			o.sides = append(o.sides, stock{programs: o.programs, tuned: name == "tuned"})
 		default:
-			return o, fmt.Errorf("-sides %s: there are barque, stock and tuned", name)
+			return fmt.Errorf("-sides %s: there are barque, stock and tuned", name)
 		}
 	}
-	for _, p := range append([]string{o.barque}, stockPrograms(o.programs)...) {
+	return nil
+}
+
+// check looks for what the rows need before the first of them takes its time.
+func (o *options) check() error {
+	needed := []string{o.barque}
+	for _, r := range o.chosen {
+		needed = append(needed, stockPrograms(o.programs, r)...)
+		if r.node && os.Geteuid() != 0 {
+			return fmt.Errorf("%s needs root, for containers", r.name)
+		}
+	}
+	for _, p := range needed {
 		if _, err := os.Stat(p); err != nil {
-			return o, fmt.Errorf("%w: run `make bench-side-by-side`", err)
+			return fmt.Errorf("%w: run `make bench-side-by-side`", err)
 		}
 	}
-	return o, nil
+	return nil
 }
 
 func measure(ctx context.Context, args []string) error {
 	o, err := parse(args)
 	if err != nil {
 		return err
-	}
-	if o.quick {
-		o.rounds = 1
 	}
 	page, err := report.Load(o.root)
 	if err != nil {
@@ -184,9 +217,15 @@ func (o options) turns(ctx context.Context, r row) (report.Section, error) {
 	if err != nil {
 		return section, err
 	}
-	section.Note = note
+	section.Note = strings.TrimSpace(note + " " + r.note)
+	if slices.Contains(o.sides, side(stock{programs: o.programs, tuned: true})) {
+		section.Note += " " + tuning(r)
+	}
 	for range o.rounds {
 		for _, s := range o.sides {
+			if st, ok := s.(stock); ok && st.tuned && r.untuned != "" {
+				continue
+			}
 			if err := o.turn(ctx, r, s, &section); err != nil {
 				return section, fmt.Errorf("%s: %w", s.name(), err)
 			}
@@ -207,13 +246,13 @@ func (o options) turn(ctx context.Context, r row, s side, section *report.Sectio
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	started := time.Now()
 	p, err := s.start(ctx, dir, r)
+	defer func() { err = errors.Join(err, p.stop()) }()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
 	turn := &run{side: s, plane: p, took: time.Since(started), quick: o.quick, section: section}
 	if !r.schedules {
-		if err := p.prepare(ctx); err != nil {
+		if err := p.prepare(ctx, r.bare); err != nil {
 			return err
 		}
 	}

@@ -23,16 +23,23 @@ const (
 	leasesPath    = "/apis/coordination.k8s.io/v1/namespaces/" + loadNamespace + "/leases"
 )
 
-// prepare makes the namespace, and waits for its service account, which pods need.
-func (p *plane) prepare(ctx context.Context) error {
+// prepare makes the namespace, and waits for its service account, which pods need. Where no
+// controllers run it makes that too.
+func (p *plane) prepare(ctx context.Context, bare bool) error {
 	l := newLoader(p, 1)
 	defer l.close()
 	body := fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q}}`, loadNamespace)
 	if _, err := l.clients[0].do(ctx, http.MethodPost, "/api/v1/namespaces", mediaJSON, mediaJSON, body, http.StatusCreated); err != nil {
 		return err
 	}
+	const accounts = "/api/v1/namespaces/" + loadNamespace + "/serviceaccounts"
 	return p.poll(ctx, "the namespace's service account", func(ctx context.Context) error {
-		_, err := l.clients[0].do(ctx, http.MethodGet, "/api/v1/namespaces/"+loadNamespace+"/serviceaccounts/default", mediaJSON, "", nil, http.StatusOK)
+		_, err := l.clients[0].do(ctx, http.MethodGet, accounts+"/default", mediaJSON, "", nil, http.StatusOK)
+		if err == nil || !bare {
+			return err
+		}
+		account := []byte(`{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}`)
+		_, err = l.clients[0].do(ctx, http.MethodPost, accounts, mediaJSON, mediaJSON, account, http.StatusCreated)
 		return err
 	})
 }

@@ -6,12 +6,18 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"barque.dev/internal/network/namespace"
 )
 
 // A side is one of those that are measured.
@@ -29,41 +35,58 @@ type plane struct {
 	tls       *tls.Config
 	// restart starts it again after all processes were killed; on the same data.
 	restart func(ctx context.Context) error
+	// leader finds the member, from 0, whose loss is the worst: its etcd leads, and so do its
+	// scheduler and controllers.
+	leader func(ctx context.Context) (int, error)
+	// network is where the processes are; the zero value is this program's.
+	network namespace.Namespace
+	// scheduler is the URL of who schedules, which has metrics.
+	scheduler string
+	// cleanUps end what is not a process, the last that was added first.
+	cleanUps []func() error
 }
 
-// process is a program that the plane runs.
+// program is one that the plane runs.
+type program struct {
+	name, path string
+	args       []string
+	dir        string // that its log is in
+	member     int    // whose it is, from 0
+	// keepsState: what it syncs to disk is the state.
+	keepsState bool
+}
+
+// process is a program that runs.
 type process struct {
-	name string
+	program
 	cmd  *exec.Cmd
 	log  string
 	done chan struct{}
-	// keepsState: what it syncs to disk is the state.
-	keepsState bool
 }
 
 // stopTimeout is what a process gets to end by itself.
 const stopTimeout = 20 * time.Second
 
 // launch starts a program that ends with this one.
-func (p *plane) launch(name, dir, program string, keepsState bool, args ...string) (*process, error) {
-	log := filepath.Join(dir, name+".log")
+func (p *plane) launch(what program) error {
+	log := filepath.Join(what.dir, what.name+".log")
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = out.Close() }()
-	c := &process{name: name, cmd: exec.Command(program, args...), log: log, done: make(chan struct{}), keepsState: keepsState}
+	c := &process{program: what, cmd: exec.Command(what.path, what.args...), log: log, done: make(chan struct{})}
 	c.cmd.Stdout, c.cmd.Stderr = out, out
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+	if err := p.network.Do(c.cmd.Start); err != nil {
+		return fmt.Errorf("start %s: %w", what.name, err)
 	}
 	go func() {
 		defer close(c.done)
 		_ = c.cmd.Wait()
 	}()
 	p.processes = append(p.processes, c)
-	return c, nil
+	return nil
 }
 
 // stop ends all processes as an operator would: those that were started last first.
@@ -81,18 +104,30 @@ func (p *plane) stop() error {
 		}
 	}
 	p.processes = nil
+	for _, cleanUp := range slices.Backward(p.cleanUps) {
+		failures = append(failures, cleanUp())
+	}
 	return errors.Join(failures...)
 }
 
 // kill ends all processes at once by SIGKILL.
-func (p *plane) kill() {
+func (p *plane) kill() { p.killThose(func(*process) bool { return true }) }
+
+// killThose ends the processes that are chosen at once by SIGKILL.
+func (p *plane) killThose(chosen func(*process) bool) {
+	var left, killed []*process
 	for _, c := range p.processes {
+		if !chosen(c) {
+			left = append(left, c)
+			continue
+		}
 		_ = c.cmd.Process.Kill()
+		killed = append(killed, c)
 	}
-	for _, c := range p.processes {
+	for _, c := range killed {
 		<-c.done
 	}
-	p.processes = nil
+	p.processes = left
 }
 
 // startTimeout bounds how long a plane may take until it is ready.
@@ -144,7 +179,7 @@ func (p *plane) pids() []int {
 // awaitReady waits until every API server says that it is.
 func (p *plane) awaitReady(ctx context.Context) error {
 	for _, u := range p.urls {
-		client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: p.tls}}
+		client := &http.Client{Timeout: 5 * time.Second, Transport: p.transport(nil)}
 		err := p.poll(ctx, u+"/readyz", func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, u+"/readyz", nil)
 			if err != nil {
@@ -166,6 +201,44 @@ func (p *plane) awaitReady(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// transport makes connections of its own; control may set options of their sockets.
+func (p *plane) transport(control func(network, address string, c syscall.RawConn) error) *http.Transport {
+	dialer := &net.Dialer{Timeout: 5 * time.Second, Control: control}
+	return &http.Transport{
+		TLSClientConfig: p.tls.Clone(), DisableCompression: true,
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = p.network.Do(func() (err error) {
+				conn, err = dialer.DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		},
+	}
+}
+
+// metrics asks one of its programs.
+func (p *plane) metrics(ctx context.Context, url string) (map[string]*dto.MetricFamily, error) {
+	c := &lean{http: &http.Client{Timeout: 5 * time.Second, Transport: p.transport(nil)}, url: url}
+	defer c.http.CloseIdleConnections()
+	return c.metrics(ctx)
+}
+
+// holder is who holds one of the Leases of leadership.
+func holder(ctx context.Context, c *lean, name string) (string, error) {
+	var lease struct {
+		Spec struct {
+			HolderIdentity string `json:"holderIdentity"`
+		} `json:"spec"`
+	}
+	if err := c.ask(ctx, "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/"+name, &lease); err != nil {
+		return "", err
+	}
+	if lease.Spec.HolderIdentity == "" {
+		return "", fmt.Errorf("nobody holds the lease %s", name)
+	}
+	return lease.Spec.HolderIdentity, nil
 }
 
 // clientTLS is a client's configuration from PEM files.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -11,7 +10,7 @@ import (
 	"barque.dev/test/report"
 )
 
-// measureStart looks at a plane that was just started and then left alone.
+// measureStart looks at a plane that was just started.
 func measureStart(ctx context.Context, r *run) error {
 	r.add(report.Figure{Name: "start to ready", Unit: "s", Better: "less", Includes: "from nothing until /readyz of the API server says so; stock's loops start after that"}, r.took.Seconds())
 	l := newLoader(r.plane, 1)
@@ -19,10 +18,27 @@ func measureStart(ctx context.Context, r *run) error {
 	if err := readEverything(ctx, l.clients[0]); err != nil {
 		return err
 	}
-	pause := 60 * time.Second
-	if r.quick {
-		pause = 5 * time.Second
+	if err := sleep(ctx, r.pause(30*time.Second)); err != nil {
+		return err
 	}
+	m, err := proc.Weigh(r.plane.pids()...)
+	if err != nil {
+		return err
+	}
+	r.add(report.Figure{Name: "idle private memory", Unit: "MB", Better: "less", Includes: "all processes, after all of OpenAPI and a list of every kind were read"}, m.Private)
+	r.add(report.Figure{Name: "idle proportional memory", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, m.Proportional)
+	r.say("ready after %v, %.0f MB private", r.took.Round(time.Millisecond), m.Private)
+	return nil
+}
+
+// measureIdle is what a plane costs that nobody uses.
+func measureIdle(ctx context.Context, r *run) error {
+	l := newLoader(r.plane, 1)
+	defer l.close()
+	if err := readEverything(ctx, l.clients[0]); err != nil {
+		return err
+	}
+	pause := r.pause(10 * time.Minute)
 	before, err := proc.CPU(r.plane.pids()...)
 	if err != nil {
 		return err
@@ -38,11 +54,21 @@ func measureStart(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	r.add(report.Figure{Name: "idle private memory", Unit: "MB", Better: "less", Includes: "all processes, after all of OpenAPI and a list of every kind were read"}, m.Private)
-	r.add(report.Figure{Name: "idle proportional memory", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, m.Proportional)
-	r.add(report.Figure{Name: "idle CPU", Unit: "% of a core", Better: "less", Includes: fmt.Sprintf("over %v without clients", pause)}, 100*(after-before).Seconds()/pause.Seconds())
-	r.say("ready after %v, %.0f MB private", r.took.Round(time.Millisecond), m.Private)
+	spent := (after - before).Seconds()
+	what := fmt.Sprintf("over %v without clients, after all of OpenAPI and a list of every kind were read", pause)
+	r.add(report.Figure{Name: "CPU while idle", Unit: "s", Better: "less", Includes: what}, spent)
+	r.add(report.Figure{Name: "share of a core while idle", Unit: "%", Better: "less", Includes: what}, 100*spent/pause.Seconds())
+	r.add(report.Figure{Name: "private memory then", Unit: "MB", Better: "less", Includes: "all processes"}, m.Private)
+	r.say("%.1f s of CPU in %v, %.0f MB private then", spent, pause, m.Private)
 	return nil
+}
+
+// pause is how long a plane is left alone.
+func (r *run) pause(full time.Duration) time.Duration {
+	if r.quick {
+		return 5 * time.Second
+	}
+	return full
 }
 
 // sleep waits, unless ctx ends.
@@ -143,10 +169,10 @@ func measureMemory(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
-	pause := 60 * time.Second
-	if r.quick {
-		pause = 5 * time.Second
+	if err := expectPods(ctx, l, "", 0); err != nil {
+		return err
 	}
+	pause := r.pause(time.Minute)
 	if err := sleep(ctx, pause); err != nil {
 		return err
 	}
@@ -160,18 +186,4 @@ func measureMemory(ctx context.Context, r *run) error {
 	r.add(report.Figure{Name: "proportional memory a while after load", Unit: "MB", Better: "less", Includes: "with the pages of the programs"}, after.Proportional)
 	r.say("%.0f MB private after load, %.0f MB later", peak.Private, after.Private)
 	return nil
-}
-
-// acknowledged is a pod's name and version as an answer gave them.
-type acknowledged struct {
-	Metadata struct {
-		Name            string `json:"name"`
-		ResourceVersion string `json:"resourceVersion"`
-	} `json:"metadata"`
-}
-
-// decode reads an answer.
-func decode(data []byte) (a acknowledged, err error) {
-	err = json.Unmarshal(data, &a)
-	return a, err
 }
