@@ -130,6 +130,9 @@ func judge(ctx context.Context, nodes []corev1.Node, pods []corev1.Pod) (checked
 			placed = append(placed, &pods[i])
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx) // upstream's recorders of metrics go on until it ends
+	defer cancel()
+	metrics.Register()
 	// A judge takes the pod that it judges off its nodes: each worker has nodes of its own.
 	workers := runtime.GOMAXPROCS(0)
 	found, errs := make([][]string, workers), make([]error, workers)

@@ -185,7 +185,8 @@ func (p *player) podBodies(ctx context.Context, path string, n int) ([][]byte, e
 	return bodies, nil
 }
 
-// ensureClass makes the priority class of a value, unless it is 0 or the class is there.
+// ensureClass makes the priority class of a value, unless it is 0 or the class is there. It returns
+// when admission knows of it.
 func (p *player) ensureClass(ctx context.Context, value int) error {
 	p.classesMu.Lock()
 	defer p.classesMu.Unlock()
@@ -197,7 +198,11 @@ func (p *player) ensureClass(ctx context.Context, value int) error {
 		return err
 	}
 	p.classes[value] = true
-	return nil
+	trial := fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"trial"},"spec":{"priorityClassName":"priority-%d","containers":[{"name":"c","image":"i"}]}}`, value)
+	return p.plane.poll(ctx, "a priority class that is new", func(ctx context.Context) error {
+		_, err := p.loader.clients[0].do(ctx, http.MethodPost, "/api/v1/namespaces/default/pods?dryRun=All", mediaProtobuf, mediaJSON, trial, http.StatusCreated)
+		return err
+	})
 }
 
 // createPods makes pods and waits until all have a node; the pods that are measured are timed from

@@ -214,7 +214,8 @@ func (st *stand) loops(m member) error {
 		return err
 	}
 	common := []string{
-		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig, "--bind-address=127.0.0.1",
+		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--bind-address=127.0.0.1", "--client-ca-file=" + st.files.path("ca.crt"),
 		"--tls-cert-file=" + st.files.path("server.crt"), "--tls-private-key-file=" + st.files.path("server.key"),
 	}
 	switch {
