@@ -74,7 +74,7 @@ func (d definition) build(group string) *Resource {
 	}
 	r := &Resource{
 		GroupResource: schema.GroupResource{Group: group, Resource: d.resource},
-		Kind:          d.kind, Singular: d.singular, ShortNames: d.short, Categories: d.categories,
+		Kind:          d.kind, ListKind: d.kind + "List", Singular: d.singular, ShortNames: d.short, Categories: d.categories,
 		Namespaced: !d.cluster, Verbs: d.verbs, Served: d.served, Storage: storage,
 		TTL: d.ttl, ReturnsDeleted: d.returns,
 		Fields: selectableFields(!d.cluster, d.fields), Indexes: d.indexes,

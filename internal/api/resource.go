@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/capabilities"
 )
@@ -85,8 +86,51 @@ type Resource struct {
 	// Indexes are the selectable fields that have an index in the store, by label.
 	Indexes map[string]func(obj runtime.Object) []string
 
+	// ListKind is what a list of objects is: Kind + "List" unless a custom resource says otherwise.
+	ListKind string
+	// Custom is what a custom resource has in place of Go types; nil for a built-in one.
+	Custom *Custom
+
 	codec   Codec
 	printer Printer
+	// versions hold the resource as the versions that differ from it see it.
+	versions map[string]*Resource
+}
+
+// Custom is what is special about a custom resource in one of its versions.
+type Custom struct {
+	// FieldManager records who sets fields of objects of the version, through the resource itself or a subresource.
+	FieldManager func(subresource string) (*managedfields.FieldManager, error)
+	// Input decodes requests' bodies of the version. Strict serializers tell of fields that the schema does not know.
+	Input runtime.NegotiatedSerializer
+	// Scale tells where the parts of the scale subresource are; nil if there is none.
+	Scale *ScalePaths
+	// Warning is what clients of a deprecated version are told; "" for others.
+	Warning string
+}
+
+// ScalePaths are where a custom resource keeps what its scale shows, as JSON paths like ".spec.replicas".
+type ScalePaths struct {
+	Replicas, StatusReplicas string
+	// Selector is "" where the resource shows none.
+	Selector string
+	// Fields are the paths of Replicas by API version, for managed fields; nil for versions without scale.
+	Fields managedfields.ResourcePathMappings
+}
+
+// NewCustom completes a custom resource. versions are the same resource as its versions see it, which may differ in rules,
+// subresources, columns and fields; the resource itself is that of the version that is kept.
+func NewCustom(r *Resource, codec Codec, printer Printer, versions map[string]*Resource) *Resource {
+	r.codec, r.printer, r.versions = codec, printer, versions
+	return r
+}
+
+// In returns the resource as a version sees it.
+func (r *Resource) In(version string) *Resource {
+	if v, ok := r.versions[version]; ok {
+		return v
+	}
+	return r
 }
 
 // A Subresource is a part of a resource with verbs and rules of its own.

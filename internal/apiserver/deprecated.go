@@ -25,6 +25,9 @@ func (s *Server) warnDeprecated(ctx context.Context, o operation) {
 }
 
 func (s *Server) lifecycleOf(o operation) lifecycle {
+	if o.resource.Custom != nil {
+		return lifecycle{warning: o.resource.Custom.Warning}
+	}
 	kind := o.resource.GVK(o.info.APIVersion)
 	if l, ok := s.lifecycles.Load(kind); ok {
 		return l.(lifecycle)

@@ -1,10 +1,12 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,32 +32,84 @@ func (roots) AllowsMediaTypeTransform(_, _ string, target *schema.GroupVersionKi
 }
 
 // addDiscovery serves the discovery documents. What is asked for most is asked by every kubectl.
-func (s *Server) addDiscovery(p *paths) error {
-	docs, err := discovery.New(s.registry.Resources())
+func (s *Server) addDiscovery(p *paths) {
+	p.add("/api", s.getOnly(s.serveCore))
+	p.add("/apis", s.getOnly(s.serveGroups))
+	p.add("/api/", s.getOnly(s.serveGroup))
+	p.add("/apis/", s.getOnly(s.serveGroup))
+}
+
+// documents are the discovery documents of what is served now, as far as this server knows.
+func (s *Server) documents(ctx context.Context) (*discovery.Documents, error) {
+	if err := s.custom.AwaitAll(ctx); err != nil {
+		return nil, err
+	}
+	return s.catalog.Load().documents()
+}
+
+func (s *Server) serveCore(w http.ResponseWriter, req *http.Request) error {
+	docs, err := s.documents(req.Context())
 	if err != nil {
 		return err
 	}
-	s.documents = docs
 	core := *docs.Core
 	core.ServerAddressByClientCIDRs = []metav1.ServerAddressByClientCIDR{}
 	if id := s.cfg.Identity; id.Address != "" {
 		core.ServerAddressByClientCIDRs = append(core.ServerAddressByClientCIDRs,
 			metav1.ServerAddressByClientCIDR{ClientCIDR: "0.0.0.0/0", ServerAddress: net.JoinHostPort(id.Address, strconv.Itoa(id.Port))})
 	}
-	p.add("/api", s.getOnly(root(&core, docs.AggregatedCore, docs.CoreETag)))
-	p.add("/apis", s.getOnly(root(docs.Groups, docs.Aggregated, docs.ETag)))
-	for i := range docs.Groups.Groups {
-		name := docs.Groups.Groups[i].Name
-		p.add("/apis/"+name, s.getOnly(document(docs.Group(name), "APIGroup")))
+	return root(&core, docs.AggregatedCore, docs.CoreETag)(w, req)
+}
+
+func (s *Server) serveGroups(w http.ResponseWriter, req *http.Request) error {
+	docs, err := s.documents(req.Context())
+	if err != nil {
+		return err
 	}
-	for gv, list := range docs.Resources {
-		path := "/apis/" + gv.String()
-		if gv.Group == "" {
-			path = "/api/" + gv.Version
+	return root(docs.Groups, docs.Aggregated, docs.ETag)(w, req)
+}
+
+// serveGroup serves the document of a group or of one of its versions.
+func (s *Server) serveGroup(w http.ResponseWriter, req *http.Request) error {
+	path := strings.Trim(req.URL.Path, "/")
+	doc, kind, err := s.groupDocument(req.Context(), path)
+	if err == nil && doc == nil {
+		// Another server may have just made it.
+		if err = s.settle(req.Context()); err == nil {
+			doc, kind, err = s.groupDocument(req.Context(), path)
 		}
-		p.add(path, s.getOnly(document(list, "APIResourceList")))
 	}
-	return nil
+	if err != nil {
+		return err
+	}
+	if doc == nil {
+		http.NotFound(w, req)
+		return nil
+	}
+	return document(doc, kind)(w, req)
+}
+
+// groupDocument finds the document of a path such as apis/apps or apis/apps/v1; nil if there is none.
+func (s *Server) groupDocument(ctx context.Context, path string) (doc runtime.Object, kind string, err error) {
+	docs, err := s.documents(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	switch parts := strings.Split(path, "/"); {
+	case len(parts) == 2 && parts[0] == "apis":
+		if group := docs.Group(parts[1]); group != nil {
+			return group, "APIGroup", nil
+		}
+	case len(parts) == 2 && parts[0] == "api":
+		if list := docs.Resources[schema.GroupVersion{Version: parts[1]}]; list != nil {
+			return list, "APIResourceList", nil
+		}
+	case len(parts) == 3 && parts[0] == "apis":
+		if list := docs.Resources[schema.GroupVersion{Group: parts[1], Version: parts[2]}]; list != nil {
+			return list, "APIResourceList", nil
+		}
+	}
+	return nil, "", nil
 }
 
 // document serves one discovery document.

@@ -35,9 +35,13 @@ func (s *Server) encoder(m media, o operation) *wire.Encoder {
 	if key.metadata {
 		e = wire.NewMetadataEncoder(m.as.GroupVersion(), m.encoding)
 	} else {
+		r := o.resource
 		e = wire.NewEncoder(o.kind, m.encoding, func(obj runtime.Object) (runtime.Object, error) {
-			return inVersion(o.resource, obj, o.kind)
+			return inVersion(r, obj, o.kind)
 		})
+		if r.Custom != nil {
+			return e // custom resources come and go, and must not be held by what they leave here
+		}
 	}
 	actual, _ := s.encoders.LoadOrStore(key, e)
 	return actual.(*wire.Encoder)
@@ -164,6 +168,9 @@ func (x *exchange) respondPage(a answer) error {
 		return notConvertible(x.media, "a list is not an object")
 	}
 	kind := x.kind.GroupVersion().WithKind(x.kind.Kind + "List")
+	if x.sub == nil {
+		kind.Kind = x.resource.ListKind
+	}
 	if x.media.metadata() {
 		kind = x.media.as.GroupVersion().WithKind("PartialObjectMetadataList")
 	}

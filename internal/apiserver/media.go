@@ -75,6 +75,24 @@ func (objects) AllowsMediaTypeTransform(mimeType, subType string, target *schema
 func (objects) AllowsServerVersion(version string) bool { return version == "v1" }
 func (objects) AllowsStreamSchema(s string) bool        { return s == "watch" }
 
+// customObjects is an endpoint of custom resources, which have no protobuf form themselves.
+type customObjects struct{ objects }
+
+func (c customObjects) AllowsMediaTypeTransform(mimeType, subType string, target *schema.GroupVersionKind) bool {
+	if target == nil && subType == "vnd.kubernetes.protobuf" {
+		return false
+	}
+	return c.objects.AllowsMediaTypeTransform(mimeType, subType, target)
+}
+
+// endpoint is what an operation's answers can be.
+func (o operation) endpoint() negotiation.EndpointRestrictions {
+	if o.resource.Custom != nil && o.kind.Group == o.resource.Group {
+		return customObjects{}
+	}
+	return objects{}
+}
+
 // negotiate picks the media type of the response; 406 when there is none.
 func negotiate(req *http.Request, endpoint negotiation.EndpointRestrictions) (media, error) {
 	options, info, err := negotiation.NegotiateOutputMediaType(req, api.Codecs(), endpoint)

@@ -99,7 +99,12 @@ func tooLarge(limit int64) error {
 // decode reads the object of a creation or update: of the operation's kind and version, defaulted. How
 // unknown and repeated fields are treated is the directive's choice (KEP-2885).
 func (x *exchange) decode(directive string) (runtime.Object, error) {
-	info, err := negotiation.NegotiateInputSerializer(x.req, false, api.Codecs())
+	own := x.resource.Custom != nil && x.kind.Group == x.resource.Group
+	codecs := runtime.NegotiatedSerializer(api.Codecs())
+	if own {
+		codecs = x.resource.Custom.Input
+	}
+	info, err := negotiation.NegotiateInputSerializer(x.req, false, codecs)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +135,11 @@ func (x *exchange) decode(directive string) (runtime.Object, error) {
 	if gvk.Kind != x.kind.Kind {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s", gvk.Kind, gvk.Version, x.kind.Kind))
 	}
-	api.Scheme().Default(obj)
+	if own {
+		x.resource.Codec().Default(obj)
+	} else {
+		api.Scheme().Default(obj)
+	}
 	return obj, nil
 }
 

@@ -21,7 +21,7 @@ type paths struct {
 	extra map[string]http.Handler
 }
 
-func (s *Server) newPaths() (*paths, error) {
+func (s *Server) newPaths() *paths {
 	p := &paths{exact: map[string]http.Handler{}, below: map[string]http.Handler{}, extra: s.cfg.Extra}
 	p.add("/", s.handler(s.serveIndex))
 	p.add("/version", s.handler(s.serveVersion))
@@ -32,16 +32,12 @@ func (s *Server) newPaths() (*paths, error) {
 	p.add("/debug/pprof/trace", http.HandlerFunc(pprof.Trace))
 	p.add("/debug/pprof/cmdline", http.HandlerFunc(pprof.Cmdline))
 	s.addHealth(p)
-	if err := s.addDiscovery(p); err != nil {
-		return nil, err
-	}
-	if err := s.addOpenAPI(p); err != nil {
-		return nil, err
-	}
+	s.addDiscovery(p)
+	s.addOpenAPI(p)
 	for path, h := range s.cfg.Paths {
 		p.add(path, h)
 	}
-	return p, nil
+	return p
 }
 
 func (p *paths) add(path string, h http.Handler) {
@@ -105,7 +101,11 @@ func (s *Server) serveIndex(w http.ResponseWriter, req *http.Request) error {
 		http.NotFound(w, req)
 		return nil
 	}
-	list := slices.Collect(maps.Keys(s.paths.exact))
+	docs, err := s.documents(req.Context())
+	if err != nil {
+		return err
+	}
+	list := slices.AppendSeq(docs.Paths(), maps.Keys(s.paths.exact))
 	for path := range s.paths.below {
 		list = append(list, strings.TrimSuffix(path, "/"))
 	}

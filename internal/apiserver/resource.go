@@ -21,8 +21,15 @@ type operation struct {
 
 // serveResource answers a request for API objects. An error is still to be told to the client.
 func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call) error {
+	if err := s.resolve(req.Context(), c); err != nil {
+		return err
+	}
 	if c.resource == nil {
-		if _, ok := s.documents.Resources[gvrOf(c.info).GroupVersion()]; ok {
+		docs, err := s.documents(req.Context())
+		if err != nil {
+			return err
+		}
+		if _, ok := docs.Resources[gvrOf(c.info).GroupVersion()]; ok {
 			return generic(http.StatusNotFound, req)
 		}
 		http.NotFound(w, req)

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,7 +33,8 @@ import (
 	"k8s.io/apiserver/pkg/server/healthz"
 
 	"barque.dev/internal/api"
-	"barque.dev/internal/apiserver/discovery"
+	"barque.dev/internal/api/openapi"
+	"barque.dev/internal/apiserver/custom"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/client"
@@ -111,7 +113,9 @@ type Server struct {
 	flight       *inFlight
 	metrics      *metrics
 	paths        *paths
-	documents    *discovery.Documents
+	custom       *custom.Registrar
+	catalog      atomic.Pointer[catalog]
+	specs        *openapi.Specs // nil in a binary without them
 	relay        *relay.Relay
 	encoders     sync.Map // encoderKey to *wire.Encoder
 	lifecycles   sync.Map // schema.GroupVersionKind to lifecycle
@@ -146,9 +150,13 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.relay = relay.New(cfg.Kubelet, relay.Image(client.NewInProcess(client.Config{Tables: s.registry})))
 	s.impersonated = impersonation.WithConstrainedImpersonation(http.HandlerFunc(s.identified), cfg.Authorizer, api.Codecs())
-	if s.paths, err = s.newPaths(); err != nil {
+	if err := s.openSpecs(); err != nil {
 		return nil, fmt.Errorf("apiserver: %w", err)
 	}
+	if err := s.openCustom(); err != nil {
+		return nil, fmt.Errorf("apiserver: %w", err)
+	}
+	s.paths = s.newPaths()
 	return s, nil
 }
 
@@ -165,6 +173,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	upkeep, end := context.WithCancel(registry.WithUserAgent(ctx, "barque"))
 	var keepers sync.WaitGroup
 	keepers.Go(func() { s.keepLease(upkeep) })
+	keepers.Go(func() { s.followDefinitions(upkeep) })
 	defer keepers.Wait()
 	defer end()
 

@@ -49,7 +49,7 @@ func verbOf(name string) verb {
 
 // serve has a verb done and writes what it came to.
 func (s *Server) serve(w http.ResponseWriter, req *http.Request, o operation, do verb) error {
-	m, err := negotiate(req, objects{})
+	m, err := negotiate(req, o.endpoint())
 	if err != nil {
 		return err
 	}

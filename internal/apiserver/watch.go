@@ -36,7 +36,7 @@ const (
 // watch streams the changes of what the request selects until it times out, its client goes, or
 // the server stops.
 func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) error {
-	m, err := negotiateStream(req, objects{})
+	m, err := negotiateStream(req, o.endpoint())
 	if err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (st *stream) atRevision(event *registry.WatchEvent) (runtime.Object, error)
 
 // end tells the client why a watch ends before its time. A watch that has run its time just ends.
 func (st *stream) end(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, io.EOF) {
 		return nil
 	}
 	status := st.server.statusOf(ctx, err)

@@ -97,9 +97,6 @@ func (c *Cursor) poll() (events []Event, wait <-chan struct{}, err error) {
 // pollLocked looks once; done tells that there is something to return.
 func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, err error) {
 	t := c.table
-	if t.closed {
-		return nil, nil, true, t.errClosed()
-	}
 	for {
 		events, ok := t.log.read(c.next)
 		if !ok {
@@ -116,6 +113,9 @@ func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, 
 			c.seen = events[len(events)-1].Revision
 			return events, nil, true, nil
 		}
+	}
+	if t.closed {
+		return nil, nil, true, t.errClosed()
 	}
 	if c.quiet {
 		return nil, t.grown, false, nil

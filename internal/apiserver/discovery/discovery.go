@@ -99,6 +99,23 @@ func (d *Documents) Group(name string) *metav1.APIGroup {
 	return nil
 }
 
+// Paths lists where the documents of groups and versions are.
+func (d *Documents) Paths() []string {
+	var out []string
+	for _, g := range d.Groups.Groups {
+		out = append(out, "/apis/"+g.Name)
+	}
+	for gv := range d.Resources {
+		if gv.Group == "" {
+			out = append(out, "/api/"+gv.Version)
+		} else {
+			out = append(out, "/apis/"+gv.String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 func newAggregated() *apidiscoveryv2.APIGroupDiscoveryList {
 	return &apidiscoveryv2.APIGroupDiscoveryList{
 		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: apidiscoveryv2.SchemeGroupVersion.String()},
@@ -180,7 +197,7 @@ func resourceList(g group, v string) *metav1.APIResourceList {
 		if len(r.Verbs) > 0 {
 			list.APIResources = append(list.APIResources, apiResource(r))
 		}
-		for _, s := range subresources(r) {
+		for _, s := range subresources(r.In(v)) {
 			list.APIResources = append(list.APIResources, apiSubresource(r, s))
 		}
 	}
@@ -236,7 +253,7 @@ func aggregatedVersion(g group, v string) apidiscoveryv2.APIVersionDiscovery {
 		if r.Namespaced {
 			d.Scope = apidiscoveryv2.ScopeNamespace
 		}
-		for _, s := range subresources(r) {
+		for _, s := range subresources(r.In(v)) {
 			kind := metav1.GroupVersionKind{Kind: s.Kind.Kind}
 			if s.Kind.Version != "" {
 				kind.Group, kind.Version = s.Kind.Group, s.Kind.Version

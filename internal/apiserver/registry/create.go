@@ -144,7 +144,7 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 	if err != nil {
 		return Result{}, err
 	}
-	table := r.Table(req.groupResource())
+	table := r.tableOf(req)
 	if o.dryRun {
 		if _, ok := table.Get(key); ok {
 			return Result{}, r.alreadyExists(req, key, m.GetGenerateName())
@@ -168,7 +168,7 @@ func (r *Registry) alreadyExists(req Request, key store.Key, generated string) e
 	if generated != "" {
 		err = apierrors.NewGenerateNameConflict(req.groupResource(), key.Name, 1)
 	}
-	if entry, ok := r.Table(req.groupResource()).Get(key); ok {
+	if entry, ok := r.tableOf(req).Get(key); ok {
 		if m := accessor(entry); m != nil && m.GetDeletionTimestamp() != nil {
 			err.ErrStatus.Message = "object is being deleted: " + err.ErrStatus.Message
 		}

@@ -51,7 +51,7 @@ func (r *Registry) delete(ctx context.Context, o operation, opts *metav1.DeleteO
 		return Result{}, false, err
 	}
 	warnOfOrphans(ctx, req, opts)
-	table := r.Table(req.groupResource())
+	table := r.tableOf(req)
 	entry, fresh := (*store.Entry)(nil), false
 	if found, ok := table.Get(req.key()); ok {
 		entry = found

@@ -43,6 +43,13 @@ func newFieldManagers() *fieldManagers {
 
 // of returns the request's FieldManager, whose objects are of the request's version.
 func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
+	if own := req.Resource.Custom; own != nil && req.kind() != scaleKind() {
+		m, err := own.FieldManager(req.Subresource)
+		if err != nil {
+			return nil, apierrors.NewInternalError(err)
+		}
+		return m, nil
+	}
 	key := fieldManagerKey{resource: req.gvr(), subresource: req.Subresource}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -177,6 +184,9 @@ func (versionConverter) ConvertFieldLabel(gvk schema.GroupVersionKind, label, va
 func scaleFields(req Request, entries []metav1.ManagedFieldsEntry) *managedfields.ScaleHandler {
 	mappings := managedfields.ResourcePathMappings{
 		req.gv().String(): fieldpath.MakePathOrDie("spec", "replicas"),
+	}
+	if own := req.Resource.Custom; own != nil && own.Scale != nil {
+		mappings = own.Scale.Fields
 	}
 	return managedfields.NewScaleHandler(entries, req.gv(), mappings)
 }

@@ -66,7 +66,7 @@ func (v versionView) empty() (runtime.Object, error) { return v.req.Resource.Cod
 // it was made of is known to be the newest.
 func (r *Registry) modify(ctx context.Context, c change) (Result, bool, error) {
 	req := c.op.req
-	table := r.Table(req.groupResource())
+	table := r.tableOf(req)
 	fresh := false
 	entry, _ := table.Get(req.key())
 	if entry == nil {
@@ -103,7 +103,7 @@ func (r *Registry) refresh(ctx context.Context, req Request) (*store.Entry, erro
 	if err := r.reach(ctx, req, ""); err != nil {
 		return nil, err
 	}
-	entry, _ := r.Table(req.groupResource()).Get(req.key())
+	entry, _ := r.tableOf(req).Get(req.key())
 	return entry, nil
 }
 
@@ -129,9 +129,9 @@ func (r *Registry) attempt(ctx context.Context, c change, table *store.Table, en
 	if entry == nil {
 		return r.attemptCreate(ctx, c)
 	}
-	live, err := entry.Object()
+	live, err := liveObject(req, entry)
 	if err != nil {
-		return outcome{}, statusError(err, req.groupResource(), req.Name, "read")
+		return outcome{}, err
 	}
 	liveMeta, err := meta.Accessor(live)
 	if err != nil {
@@ -170,6 +170,18 @@ func (r *Registry) attempt(ctx context.Context, c change, table *store.Table, en
 	out, err := r.keep(ctx, c, table, entry, stored, live)
 	became = out.became
 	return out, err
+}
+
+// liveObject is an entry's object in the version that rules work on.
+func liveObject(req Request, entry *store.Entry) (runtime.Object, error) {
+	obj, err := entry.Object()
+	if err != nil {
+		return nil, statusError(err, req.groupResource(), req.Name, "read")
+	}
+	if obj, err = req.Resource.Codec().Convert(obj, req.Resource.Storage); err != nil {
+		return nil, statusError(err, req.groupResource(), req.Name, "read")
+	}
+	return obj, nil
 }
 
 // rules are what a change obeys; scale obeys those of its parent.

@@ -35,7 +35,7 @@ func (r *Registry) Get(ctx context.Context, req Request, opts *metav1.GetOptions
 	if err := r.reach(ctx, req, version); err != nil {
 		return Result{}, err
 	}
-	entry, ok := r.Table(req.groupResource()).Get(req.key())
+	entry, ok := r.tableOf(req).Get(req.key())
 	if !ok {
 		return Result{}, notFound(req.groupResource(), req.Name)
 	}
@@ -47,11 +47,19 @@ func (r *Registry) find(ctx context.Context, req Request) (*store.Entry, error) 
 	if err := r.reach(ctx, req, ""); err != nil {
 		return nil, err
 	}
-	entry, ok := r.Table(req.groupResource()).Get(req.key())
+	entry, ok := r.tableOf(req).Get(req.key())
 	if !ok {
 		return nil, notFound(req.groupResource(), req.Name)
 	}
 	return entry, nil
+}
+
+// CatchUp waits until the image holds every write that was acknowledged anywhere before the call.
+func (r *Registry) CatchUp(ctx context.Context) error {
+	if _, err := r.store.ReadIndex(ctx); err != nil {
+		return statusError(err, schema.GroupResource{}, "", "read")
+	}
+	return nil
 }
 
 // reach waits until the image is as new as a read asks for: "" is every write acknowledged
@@ -135,7 +143,7 @@ func (r *Registry) list(ctx context.Context, req Request, opts *metainternalvers
 
 // listAt finds the snapshot that a list shows, and the key behind which it starts.
 func (r *Registry) listAt(ctx context.Context, req Request, opts *metainternalversion.ListOptions) (*store.Snapshot, store.Key, error) {
-	table := r.Table(req.groupResource())
+	table := r.tableOf(req)
 	if opts.Continue != "" {
 		return r.continueAt(ctx, req, table, opts)
 	}

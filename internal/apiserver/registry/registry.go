@@ -109,6 +109,10 @@ type Registry struct {
 }
 
 // New registers every built-in resource with the store.
+	changed   chan struct{}           // closed when a resource comes, goes or changes
+
+	// absent is the table of resources that went while a request for them was under way.
+	absent *store.Table
 func New(cfg Config) (*Registry, error) {
 	r := &Registry{
 		cfg: cfg, log: cfg.Log, store: cfg.Store,
@@ -118,6 +122,8 @@ func New(cfg Config) (*Registry, error) {
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
+		changed:   make(chan struct{}),
+		absent:    cfg.Store.Absent(),
 	}
 	r.fields = newFieldManagers()
 	r.lookups = &api.Lookups{Authorizer: cfg.Authorizer, Get: r.lookupObject}
@@ -138,20 +144,23 @@ func New(cfg Config) (*Registry, error) {
 	return r, nil
 }
 
-// Register starts to serve a resource. Resources come and go while the registry serves.
+// Register starts to serve a resource, in place of the one that has its name. Resources come and go while the registry
+// serves. Objects that another codec decoded are decoded anew.
 func (r *Registry) Register(res *api.Resource) error {
 	if !res.Virtual() {
-		if _, err := r.table(res); err != nil {
-			return err
-		}
-	}
+		if err := r.keepTable(res); err != nil {
+			return fmt.Errorf("register %s: %w", res.GroupResource, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+		}
+	}
+	r.forget(res.GroupResource)
 	r.resources[res.GroupResource] = res
 	r.kinds[schema.GroupKind{Group: res.Group, Kind: res.Kind}] = res
 	return nil
 }
 
+	r.announce()
 // table returns the resource's table, registered with the store at first use.
 func (r *Registry) table(res *api.Resource) (*store.Table, error) {
 	r.mu.Lock()
@@ -164,15 +173,20 @@ func (r *Registry) table(res *api.Resource) (*store.Table, error) {
 		indexes = map[string]store.IndexFunc{}
 	}
 	maps.Copy(indexes, res.Indexes)
-	t, err := r.store.Register(store.Schema{
+	return store.Schema{
 		Prefix: res.KeyPrefix(), Namespaced: res.Namespaced, Decode: res.Codec().Decode,
 		Indexes: indexes, Transform: r.cfg.Transformers[res.GroupResource],
-	})
-	if err != nil {
-		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
 	}
-	r.tables[res.Prefix] = t
-	return t, nil
+}
+
+// tableOf is the table that a request's objects are in.
+func (r *Registry) tableOf(req Request) *store.Table {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if t, ok := r.tables[req.Resource.Prefix]; ok {
+		return t
+	}
+	return r.absent
 }
 
 // Resources returns what is served now, in no order.
@@ -194,7 +208,7 @@ func (r *Registry) Lookup(gvr schema.GroupVersionResource) (*api.Resource, bool)
 	if !ok || (gvr.Version != "" && !res.Serves(gvr.Version)) {
 		return nil, false
 	}
-	return res, true
+	return res.In(gvr.Version), true
 }
 
 // Table returns the table of a kept resource; nil if there is none.
@@ -222,9 +236,23 @@ func (r *Registry) ForKind(gk schema.GroupKind) (*api.Resource, *store.Table, bo
 func (r *Registry) lookupObject(ctx context.Context, gr schema.GroupResource, name string) (runtime.Object, error) {
 	res, ok := r.Lookup(gr.WithVersion(""))
 	if !ok {
+	return r.tableLocked(res)
+}
+
+func (r *Registry) tableLocked(res *api.Resource) (*store.Table, error) {
 		return nil, notFound(gr, name)
 	}
 	entry, err := r.find(ctx, Request{Resource: res, Name: name})
+	t, err := r.store.Register(r.schemaOf(res))
+	if err != nil {
+		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
+	}
+	r.tables[res.Prefix] = t
+	return t, nil
+}
+
+// schemaOf is how the store keeps a resource.
+func (r *Registry) schemaOf(res *api.Resource) store.Schema {
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -89,7 +90,7 @@ func (r *Registry) Watch(ctx context.Context, req Request, opts *metainternalver
 
 // startWatch decides what a watch shows first and where it goes on.
 func (r *Registry) startWatch(ctx context.Context, w *Watch, opts *metainternalversion.ListOptions) error {
-	table := r.Table(w.req.groupResource())
+	table := r.tableOf(w.req)
 	revision, err := parseVersion(opts.ResourceVersion)
 	if err != nil {
 		return err
@@ -122,8 +123,9 @@ func (w *Watch) Close() {
 	}
 }
 
-// Next waits for events. It returns ctx's error, or a 410 status when the watch fell behind the
-// history that is kept. The slice is valid until the next call.
+// Next waits for events. It returns ctx's error, a 410 status when the watch fell behind the
+// history that is kept, or io.EOF when the resource went or changed, so that the client has to
+// begin anew. The slice is valid until the next call.
 func (w *Watch) Next(ctx context.Context) ([]WatchEvent, error) {
 	if w.err != nil {
 		return nil, w.err
@@ -255,6 +257,9 @@ func (w *Watch) schedule(now time.Time) {
 }
 
 func (w *Watch) failure(err error, since int64) error {
+	if errors.Is(err, store.ErrClosed) {
+		return io.EOF
+	}
 	if errors.Is(err, store.ErrCompacted) {
 		return apierrors.NewResourceExpired(fmt.Sprintf("too old resource version: %d", since))
 	}

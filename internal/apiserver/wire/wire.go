@@ -15,10 +15,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -138,6 +140,9 @@ func marshalProtobuf(obj runtime.Object) ([]byte, error) {
 
 // marshalJSON writes obj as if its type were kind. obj is shared, so a shallow copy takes the kind.
 func marshalJSON(obj runtime.Object, kind schema.GroupVersionKind) ([]byte, error) {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		return marshalContent(u, kind)
+	}
 	if obj.GetObjectKind().GroupVersionKind() != kind {
 		obj = shallowCopy(obj)
 		obj.GetObjectKind().SetGroupVersionKind(kind)
@@ -145,6 +150,21 @@ func marshalJSON(obj runtime.Object, kind schema.GroupVersionKind) ([]byte, erro
 	b, err := json.Marshal(obj)
 	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", obj, err)
+	}
+	return b, nil
+}
+
+// marshalContent is marshalJSON for objects without a Go type.
+func marshalContent(u *unstructured.Unstructured, kind schema.GroupVersionKind) ([]byte, error) {
+	content := maps.Clone(u.Object)
+	delete(content, "kind")
+	delete(content, "apiVersion")
+	if !kind.Empty() {
+		content["kind"], content["apiVersion"] = kind.Kind, kind.GroupVersion().String()
+	}
+	b, err := json.Marshal(content)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", u.GetKind(), err)
 	}
 	return b, nil
 }
@@ -157,6 +177,13 @@ func shallowCopy(obj runtime.Object) runtime.Object {
 }
 
 func atRevision(obj runtime.Object, revision int64) (runtime.Object, error) {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		m, _ := u.Object["metadata"].(map[string]any)
+		own := &unstructured.Unstructured{Object: maps.Clone(u.Object)}
+		own.Object["metadata"] = maps.Clone(m)
+		own.SetResourceVersion(strconv.FormatInt(revision, 10))
+		return own, nil
+	}
 	obj = shallowCopy(obj)
 	m, err := meta.Accessor(obj)
 	if err != nil {
