@@ -9,11 +9,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/admission/policy"
 	"barque.dev/internal/admission/webhook"
+	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/auth"
 	"barque.dev/internal/auth/rbac"
@@ -57,6 +60,14 @@ func (i lateImage) Find(ctx context.Context, gr schema.GroupResource, namespace,
 	return i.server.registry.Find(ctx, gr, namespace, name)
 }
 
+func (i lateImage) ForKind(gk schema.GroupKind) (*api.Resource, *store.Table, bool) {
+	return i.server.registry.ForKind(gk)
+}
+
+func (i lateImage) TypeConverter(gvk schema.GroupVersionKind) managedfields.TypeConverter {
+	return i.server.registry.TypeConverter(gvk)
+}
+
 // admission is the chain that every change passes.
 func (s *Server) admission() (admission.Reinvoking, error) {
 	chain, err := admission.Default(admission.Config{Reader: lateReader{s}, Authorizer: s.auth.Authorizer, Metrics: s.metrics})
@@ -69,9 +80,12 @@ func (s *Server) admission() (admission.Reinvoking, error) {
 	if err != nil {
 		return admission.Reinvoking{}, err
 	}
+	mutations, validations := policy.New(policy.Config{Image: lateImage{s}, Authorizer: s.auth.Authorizer})
 	return admission.Reinvoking{Chain: append(chain,
 		admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation},
+		admission.Plugin{Name: policy.MutatingName, Interface: mutations},
 		admission.Plugin{Name: webhook.MutatingName, Interface: mutating},
+		admission.Plugin{Name: policy.ValidatingName, Interface: validations},
 		admission.Plugin{Name: webhook.ValidatingName, Interface: validating},
 	)}, nil
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 
 	"barque.dev/internal/store"
 )
@@ -43,6 +44,12 @@ func Each(image Image, gr schema.GroupResource, namespace string, f func(runtime
 	})
 	return failure
 }
+
+// Synced is an informer that has synced, as the image always has, and that tells nothing else.
+type Synced struct{ cache.SharedIndexInformer }
+
+// HasSynced implements cache.SharedIndexInformer.
+func (Synced) HasSynced() bool { return true }
 
 func namespaces() schema.GroupResource { return corev1.Resource("namespaces") }
 

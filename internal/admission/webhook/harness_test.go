@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"net/url"
 	"sync"
 	"testing"
@@ -20,13 +19,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/utils/ptr"
 
 	"barque.dev/internal/admission"
 	"barque.dev/internal/admission/webhook"
 	"barque.dev/internal/apiserver/registry"
+	"barque.dev/internal/apiserver/registry/registrytest"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 	"barque.dev/internal/store/etcd/etcdtest"
@@ -40,7 +39,7 @@ func TestMain(m *testing.M) {
 
 // cluster is a registry behind webhooks. It is the image that they look at.
 type cluster struct {
-	*registry.Registry
+	*registrytest.Server
 	t        *testing.T
 	member   *etcd.Member
 	services map[string]string // address by namespace/name
@@ -50,14 +49,14 @@ type cluster struct {
 type late struct{ c *cluster }
 
 func (l late) Table(gr schema.GroupResource) *store.Table {
-	if l.c.Registry == nil {
+	if l.c.Server == nil {
 		return nil
 	}
-	return l.c.Registry.Table(gr)
+	return l.c.Server.Table(gr)
 }
 
 func (l late) Find(ctx context.Context, gr schema.GroupResource, namespace, name string) (runtime.Object, error) {
-	return l.c.Registry.Find(ctx, gr, namespace, name)
+	return l.c.Server.Find(ctx, gr, namespace, name)
 }
 
 func (c *cluster) ResolveEndpoint(namespace, name string, _ int32) (*url.URL, error) {
@@ -82,46 +81,21 @@ func start(t *testing.T) *cluster {
 // on starts a server on a member that others may use too.
 func on(t *testing.T, member *etcd.Member) *cluster {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Config{Backend: member, CompactEvery: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- st.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("store: %v", err)
-		}
-	})
 	c := &cluster{t: t, member: member, services: map[string]string{}}
 	mutating, validating, err := webhook.New(webhook.Config{Image: late{c}, Services: c, Authorizer: onlyAlice{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Registry, err = registry.New(registry.Config{
-		Store: st, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		NodePortRange: utilnet.PortRange{Base: 30000, Size: 2768},
-		Admission: admission.Reinvoking{Chain: admission.Chain{
-			{Name: webhook.MutatingName, Interface: mutating}, {Name: webhook.ValidatingName, Interface: validating}}},
+	c.Server = registrytest.New(t, member, func(cfg *registry.Config) {
+		cfg.Admission = admission.Reinvoking{Chain: admission.Chain{
+			{Name: webhook.MutatingName, Interface: mutating}, {Name: webhook.ValidatingName, Interface: validating}}}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Bootstrap(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	return c
 }
 
 func (c *cluster) req(resource, namespace, name string) registry.Request {
 	c.t.Helper()
-	res, ok := c.Lookup(schema.ParseGroupResource(resource).WithVersion(""))
-	if !ok {
-		c.t.Fatalf("%s is not served", resource)
-	}
-	return registry.Request{Resource: res, Version: res.Served[0], Namespace: namespace, Name: name}
+	return c.Request(resource, namespace, name)
 }
 
 // hook is a webhook's server, which answers by a function and remembers what it was asked.
@@ -254,9 +228,5 @@ func (c *cluster) create(ctx context.Context, name string, tune func(*corev1.Con
 	if err != nil {
 		return nil, err
 	}
-	obj, err := result.Get()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return obj.(*corev1.ConfigMap), nil
+	return c.Must(result, nil).(*corev1.ConfigMap), nil
 }

@@ -52,7 +52,7 @@ type namespaces struct {
 }
 
 func (n namespaces) Lister() corelisters.NamespaceLister { return n.lister }
-func (n namespaces) Informer() cache.SharedIndexInformer { return informer{} }
+func (n namespaces) Informer() cache.SharedIndexInformer { return state.Synced{} }
 
 type admissionGroup struct {
 	admissionregistration.Interface
@@ -106,15 +106,13 @@ type validatingLister struct {
 	*configurations[*admissionv1.ValidatingWebhookConfiguration]
 }
 
-// informer says that it has synced, as the image always has, and passes handlers on.
+// informer passes handlers on.
 type informer struct {
-	cache.SharedIndexInformer
+	state.Synced
 	news interface {
 		AddEventHandler(cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error)
 	}
 }
-
-func (informer) HasSynced() bool { return true }
 
 func (i informer) AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
 	return i.news.AddEventHandler(handler)

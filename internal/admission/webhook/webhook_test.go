@@ -277,14 +277,7 @@ func TestEquivalentVersions(t *testing.T) {
 				ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{APIVersion: "apps/v1", Kind: "Deployment", Name: "d"},
 				Metrics: []autoscalingv2.MetricSpec{{Type: autoscalingv2.ResourceMetricSourceType, Resource: &autoscalingv2.ResourceMetricSource{
 					Name: "cpu", Target: autoscalingv2.MetricTarget{Type: autoscalingv2.UtilizationMetricType, AverageUtilization: ptr.To[int32](50)}}}}}}
-		result, err := c.Create(t.Context(), c.req("horizontalpodautoscalers.autoscaling", "default", ""), hpa, &metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		obj, err := result.Get()
-		if err != nil {
-			t.Fatal(err)
-		}
+		obj := c.Must(c.Create(t.Context(), c.req("horizontalpodautoscalers.autoscaling", "default", ""), hpa, &metav1.CreateOptions{}))
 		return *obj.(*autoscalingv2.HorizontalPodAutoscaler).Spec.Metrics[0].Resource.Target.AverageUtilization
 	}
 	c.mutate("exact", h.Server, tune(registration.Exact))

@@ -3,7 +3,6 @@ package registry_test
 import (
 	"context"
 	"encoding/json"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -12,11 +11,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/registry"
+	"barque.dev/internal/apiserver/registry/registrytest"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 	"barque.dev/internal/store/etcd/etcdtest"
@@ -30,7 +28,7 @@ func TestMain(m *testing.M) {
 
 // server is a registry on an etcd member of its own.
 type server struct {
-	*registry.Registry
+	*registrytest.Server
 	tb     testing.TB
 	store  *store.Store
 	member *etcd.Member
@@ -46,44 +44,14 @@ func start(tb testing.TB, tune func(*registry.Config)) *server {
 // on starts a registry on a member that others may use too.
 func on(tb testing.TB, member *etcd.Member, tune func(*registry.Config)) *server {
 	tb.Helper()
-	st, err := store.Open(tb.Context(), store.Config{Backend: member, CompactEvery: -1})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- st.Run(ctx) }()
-	tb.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			tb.Errorf("store: %v", err)
-		}
-	})
-	cfg := registry.Config{
-		Store: st, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		NodePortRange: utilnet.PortRange{Base: 30000, Size: 2768},
-	}
-	if tune != nil {
-		tune(&cfg)
-	}
-	r, err := registry.New(cfg)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	if err := r.Bootstrap(tb.Context()); err != nil {
-		tb.Fatal(err)
-	}
-	return &server{Registry: r, tb: tb, store: st, member: member}
+	s := registrytest.New(tb, member, tune)
+	return &server{Server: s, tb: tb, store: s.Store, member: member}
 }
 
 // req makes a request of a resource such as "pods" or "deployments.apps".
 func (s *server) req(resource, namespace, name string) registry.Request {
 	s.tb.Helper()
-	res, ok := s.Lookup(schema.ParseGroupResource(resource).WithVersion(""))
-	if !ok {
-		s.tb.Fatalf("%s is not served", resource)
-	}
-	return registry.Request{Resource: res, Version: res.Served[0], Namespace: namespace, Name: name}
+	return s.Request(resource, namespace, name)
 }
 
 func (s *server) sub(resource, namespace, name, sub string) registry.Request {
