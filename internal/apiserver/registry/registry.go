@@ -106,24 +106,24 @@ type Registry struct {
 	resources map[schema.GroupResource]*api.Resource
 	kinds     map[schema.GroupKind]*api.Resource
 	tables    map[string]*store.Table // by prefix
-}
-
-// New registers every built-in resource with the store.
 	changed   chan struct{}           // closed when a resource comes, goes or changes
 
 	// absent is the table of resources that went while a request for them was under way.
 	absent *store.Table
+}
+
+// New registers every built-in resource with the store.
 func New(cfg Config) (*Registry, error) {
 	r := &Registry{
 		cfg: cfg, log: cfg.Log, store: cfg.Store,
 		resources: map[schema.GroupResource]*api.Resource{},
 		kinds:     map[schema.GroupKind]*api.Resource{},
 		tables:    map[string]*store.Table{},
+		changed:   make(chan struct{}),
+		absent:    cfg.Store.Absent(),
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
-		changed:   make(chan struct{}),
-		absent:    cfg.Store.Absent(),
 	}
 	r.fields = newFieldManagers()
 	r.lookups = &api.Lookups{Authorizer: cfg.Authorizer, Get: r.lookupObject}
@@ -147,27 +147,104 @@ func New(cfg Config) (*Registry, error) {
 // Register starts to serve a resource, in place of the one that has its name. Resources come and go while the registry
 // serves. Objects that another codec decoded are decoded anew.
 func (r *Registry) Register(res *api.Resource) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if !res.Virtual() {
 		if err := r.keepTable(res); err != nil {
 			return fmt.Errorf("register %s: %w", res.GroupResource, err)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 		}
 	}
 	r.forget(res.GroupResource)
 	r.resources[res.GroupResource] = res
 	r.kinds[schema.GroupKind{Group: res.Group, Kind: res.Kind}] = res
+	r.announce()
 	return nil
 }
 
+// Unregister stops serving a resource that no other shares its objects with. What is kept of it stays in etcd.
+func (r *Registry) Unregister(gr schema.GroupResource) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	res := r.forget(gr)
+	if res == nil {
+		return
+	}
+	if t := r.tables[res.Prefix]; t != nil {
+		delete(r.tables, res.Prefix)
+		r.store.Unregister(t)
+	}
 	r.announce()
+}
+
+// forget takes a resource and its kind out of what is served.
+func (r *Registry) forget(gr schema.GroupResource) *api.Resource {
+	res := r.resources[gr]
+	if res == nil {
+		return nil
+	}
+	delete(r.resources, gr)
+	if gk := (schema.GroupKind{Group: res.Group, Kind: res.Kind}); r.kinds[gk] == res {
+		delete(r.kinds, gk)
+	}
+	return res
+}
+
+func (r *Registry) announce() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// Changed returns a channel that is closed when the resources that are served are no longer those that they
+// were when Changed was called.
+func (r *Registry) Changed() <-chan struct{} {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.changed
+}
+
+// keepTable sees to the table of a resource that is about to be served.
+func (r *Registry) keepTable(res *api.Resource) error {
+	t, ok := r.tables[res.Prefix]
+	was := r.resources[res.GroupResource]
+	switch {
+	case ok && (was == nil || was.Codec() == res.Codec()):
+		return nil // another view of the same objects, or nothing about them changed
+	case ok && was.Namespaced == res.Namespaced:
+		next, err := r.store.Replace(t, r.schemaOf(res))
+		if err != nil {
+			return err
+		}
+		r.tables[res.Prefix] = next
+		return nil
+	case ok:
+		delete(r.tables, res.Prefix)
+		r.store.Unregister(t)
+	}
+	_, err := r.tableLocked(res)
+	return err
+}
+
 // table returns the resource's table, registered with the store at first use.
 func (r *Registry) table(res *api.Resource) (*store.Table, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.tableLocked(res)
+}
+
+func (r *Registry) tableLocked(res *api.Resource) (*store.Table, error) {
 	if t, ok := r.tables[res.Prefix]; ok {
 		return t, nil
 	}
+	t, err := r.store.Register(r.schemaOf(res))
+	if err != nil {
+		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
+	}
+	r.tables[res.Prefix] = t
+	return t, nil
+}
+
+// schemaOf is how the store keeps a resource.
+func (r *Registry) schemaOf(res *api.Resource) store.Schema {
 	indexes := maps.Clone(r.cfg.Indexes[res.GroupResource])
 	if indexes == nil {
 		indexes = map[string]store.IndexFunc{}
@@ -200,7 +277,7 @@ func (r *Registry) Resources() []*api.Resource {
 	return out
 }
 
-// Lookup returns a resource if it is served in that version. An empty version matches any.
+// Lookup returns a resource as a version sees it, if it is served in that. An empty version matches any.
 func (r *Registry) Lookup(gvr schema.GroupVersionResource) (*api.Resource, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -236,23 +313,9 @@ func (r *Registry) ForKind(gk schema.GroupKind) (*api.Resource, *store.Table, bo
 func (r *Registry) lookupObject(ctx context.Context, gr schema.GroupResource, name string) (runtime.Object, error) {
 	res, ok := r.Lookup(gr.WithVersion(""))
 	if !ok {
-	return r.tableLocked(res)
-}
-
-func (r *Registry) tableLocked(res *api.Resource) (*store.Table, error) {
 		return nil, notFound(gr, name)
 	}
 	entry, err := r.find(ctx, Request{Resource: res, Name: name})
-	t, err := r.store.Register(r.schemaOf(res))
-	if err != nil {
-		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
-	}
-	r.tables[res.Prefix] = t
-	return t, nil
-}
-
-// schemaOf is how the store keeps a resource.
-func (r *Registry) schemaOf(res *api.Resource) store.Schema {
 	if err != nil {
 		return nil, err
 	}
