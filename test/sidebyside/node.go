@@ -147,8 +147,8 @@ func (st *stand) startNode(ctx context.Context) error {
 		return err
 	}
 	dir := filepath.Join(st.dir, "node")
-	rt, err := st.startContainerd(ctx, dir)
 	st.cleanUps = append(st.cleanUps, restore, func() error { return endContainers(filepath.Join(dir, "agent")) })
+	rt, err := st.startContainerd(ctx, dir)
 	if err != nil {
 		return err
 	}
