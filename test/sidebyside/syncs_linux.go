@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,20 +17,39 @@ import (
 type syncCounter struct{ fds []int }
 
 // tracing is where the kernel shows its tracepoints.
-const tracing = "/sys/kernel/tracing/events/syscalls"
+const tracing = "/sys/kernel/tracing"
 
-// countSyncs begins to count. Threads that start later are counted with those that started them.
-func countSyncs(pids []int) (*syncCounter, error) {
-	c := &syncCounter{}
+// tracepoints are the numbers of those that are counted.
+func tracepoints() (ids []uint64, err error) {
+	// Where nobody has mounted what shows them, it is there for as long as this takes.
+	if _, err := os.Stat(filepath.Join(tracing, "events")); os.IsNotExist(err) {
+		if err := unix.Mount("tracefs", tracing, "tracefs", 0, ""); err != nil {
+			return nil, fmt.Errorf("mount %s, by which system calls are counted: %w", tracing, err)
+		}
+		defer func() { err = errors.Join(err, unix.Unmount(tracing, 0)) }()
+	}
 	for _, call := range []string{"sys_enter_fdatasync", "sys_enter_fsync"} {
-		data, err := os.ReadFile(filepath.Join(tracing, call, "id"))
+		data, err := os.ReadFile(filepath.Join(tracing, "events", "syscalls", call, "id"))
 		if err != nil {
-			return nil, fmt.Errorf("%w: counting system calls needs root, and tracefs: mount -t tracefs none /sys/kernel/tracing", err)
+			return nil, fmt.Errorf("counting system calls takes root and a kernel that traces them: %w", err)
 		}
 		id, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
 		if err != nil {
 			return nil, fmt.Errorf("id of tracepoint %s: %w", call, err)
 		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// countSyncs begins to count. Threads that start later are counted with those that started them.
+func countSyncs(pids []int) (*syncCounter, error) {
+	ids, err := tracepoints()
+	if err != nil {
+		return nil, err
+	}
+	c := &syncCounter{}
+	for _, id := range ids {
 		for _, pid := range pids {
 			if err := c.open(pid, id); err != nil {
 				c.close()
