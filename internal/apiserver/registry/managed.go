@@ -2,7 +2,6 @@ package registry
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -16,20 +15,19 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
-	smdschema "sigs.k8s.io/structured-merge-diff/v6/schema"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
-	"sigs.k8s.io/structured-merge-diff/v6/value"
 
 	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/ownership"
 )
 
-// fieldManagers records who set which field. There is one FieldManager for each kind, version
-// and subresource, made at first use.
+// fieldManagers records who set which field. There is one Recorder for each kind, version and subresource, made at
+// first use.
 type fieldManagers struct {
 	types managedfields.TypeConverter
 
 	mu    sync.Mutex
-	byKey map[fieldManagerKey]*managedfields.FieldManager
+	byKey map[fieldManagerKey]*ownership.Recorder
 }
 
 type fieldManagerKey struct {
@@ -38,17 +36,17 @@ type fieldManagerKey struct {
 }
 
 func newFieldManagers() *fieldManagers {
-	return &fieldManagers{types: newLazyTypes(), byKey: map[fieldManagerKey]*managedfields.FieldManager{}}
+	return &fieldManagers{types: newLazyTypes(), byKey: map[fieldManagerKey]*ownership.Recorder{}}
 }
 
-// of returns the request's FieldManager, whose objects are of the request's version.
-func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
+// of returns the request's Recorder, whose objects are of the request's version.
+func (f *fieldManagers) of(req Request) (*ownership.Recorder, error) {
 	if own := req.Resource.Custom; own != nil && req.kind() != scaleKind() {
 		m, err := own.FieldManager(req.Subresource)
 		if err != nil {
 			return nil, apierrors.NewInternalError(err)
 		}
-		return m, nil
+		return ownership.New(ownership.Config{Stock: m}, nil), nil
 	}
 	key := fieldManagerKey{resource: req.gvr(), subresource: req.Subresource}
 	f.mu.Lock()
@@ -56,16 +54,7 @@ func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
 	if m, ok := f.byKey[key]; ok {
 		return m, nil
 	}
-	var reset map[fieldpath.APIVersion]fieldpath.Filter
-	if rules := req.rules(); rules != nil {
-		if sets := rules.ResetFields(); sets != nil {
-			reset = fieldpath.NewExcludeFilterSetMap(sets)
-		}
-	}
-	kind := req.kind()
-	scheme := api.Scheme()
-	m, err := managedfields.NewDefaultFieldManager(f.types, versionConverter{}, scheme, kindCreater{},
-		kind, kind.GroupVersion(), req.Subresource, reset)
+	m, err := f.make(req)
 	if err != nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("field manager of %s: %w", req.gvr(), err))
 	}
@@ -73,17 +62,49 @@ func (f *fieldManagers) of(req Request) (*managedfields.FieldManager, error) {
 	return m, nil
 }
 
+// make makes the Recorder of a built-in resource.
+func (f *fieldManagers) make(req Request) (*ownership.Recorder, error) {
+	stock, err := f.stock(req)
+	if err != nil {
+		return nil, err
+	}
+	sample, err := kindCreater{}.New(req.kind())
+	if err != nil {
+		return nil, err
+	}
+	version := req.kind().GroupVersion()
+	return ownership.New(ownership.Config{
+		Stock: stock, APIVersion: version.String(), Subresource: req.Subresource, Reset: resetFields(req)[fieldpath.APIVersion(version.String())],
+		Typed: func(obj runtime.Object) (*typed.TypedValue, error) { return f.types.ObjectToTyped(obj) },
+		Convert: func(obj runtime.Object) (runtime.Object, error) {
+			return versionConverter{}.ConvertToVersion(obj, version)
+		},
+	}, sample), nil
+}
+
+// stock makes upstream's.
+func (f *fieldManagers) stock(req Request) (*managedfields.FieldManager, error) {
+	kind := req.kind()
+	return managedfields.NewDefaultFieldManager(f.types, versionConverter{}, api.Scheme(), kindCreater{},
+		kind, kind.GroupVersion(), req.Subresource, resetFields(req))
+}
+
+// resetFields are the fields that a request cannot set, by version.
+func resetFields(req Request) map[fieldpath.APIVersion]fieldpath.Filter {
+	rules := req.rules()
+	if rules == nil {
+		return nil
+	}
+	sets := rules.ResetFields()
+	if sets == nil {
+		return nil
+	}
+	return fieldpath.NewExcludeFilterSetMap(sets)
+}
+
 // lazyTypes loads the schemas of all kinds at first use: they take tens of milliseconds.
 type lazyTypes struct {
 	load func() typeSet
-	// shapes are the schemas of the kinds that were seen: schema.GroupVersionKind to shape.
-	shapes sync.Map
-}
-
-// shape is a kind's schema.
-type shape struct {
-	schema *smdschema.Schema
-	ref    smdschema.TypeRef
 }
 
 type typeSet struct {
@@ -119,28 +140,7 @@ func (l *lazyTypes) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOp
 	if set.err != nil {
 		return nil, set.err
 	}
-	kind := obj.GetObjectKind().GroupVersionKind()
-	if s, ok := l.shapes.Load(kind); ok && conforms(obj, opts) {
-		v, err := value.NewValueReflect(obj)
-		if err != nil {
-			return nil, fmt.Errorf("look at %s: %w", kind, err)
-		}
-		//lint:ignore SA1019 upstream would rather have every object checked, which costs an eighth of a create
-		return typed.AsTypedUnvalidated(v, s.(shape).schema, s.(shape).ref), nil
-	}
-	out, err := set.of(kind).ObjectToTyped(obj, opts...)
-	if err == nil {
-		l.shapes.LoadOrStore(kind, shape{out.Schema(), out.TypeRef()})
-	}
-	return out, err
-}
-
-// conforms tells whether an object need not be compared with its kind's schema: the schemas are made of the Go types,
-// so all that an object of such a type can have wrong are repeated keys in lists. Those are allowed in what is
-// written by an update, and what can't be told apart by its keys is found when fields are compared.
-func conforms(obj runtime.Object, opts []typed.ValidationOptions) bool {
-	_, raw := obj.(runtime.Unstructured)
-	return !raw && slices.Contains(opts, typed.AllowDuplicates)
+	return set.of(obj.GetObjectKind().GroupVersionKind()).ObjectToTyped(obj, opts...)
 }
 
 func (l *lazyTypes) TypedToObject(v *typed.TypedValue) (runtime.Object, error) {

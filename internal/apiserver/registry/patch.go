@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -27,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/ownership"
 )
 
 const (
@@ -46,7 +46,7 @@ type patch struct {
 	kind   types.PatchType
 	body   []byte
 	opts   *metav1.PatchOptions
-	fields *managedfields.FieldManager
+	fields *ownership.Recorder
 }
 
 // strict tells whether unknown and repeated fields matter, be it for an error or a warning.
