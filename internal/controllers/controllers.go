@@ -29,6 +29,7 @@ import (
 	"barque.dev/internal/controllers/podgc"
 	"barque.dev/internal/controllers/protection"
 	"barque.dev/internal/controllers/replicaset"
+	"barque.dev/internal/controllers/resourcequota"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
 	"barque.dev/internal/controllers/statefulset"
@@ -90,6 +91,7 @@ func All(deps Deps, c Cluster) []Controller {
 		tainteviction.New(deps),
 		podgc.New(deps),
 		csr.New(deps, c.Sign, c.Reserved),
+		resourcequota.New(deps),
 		protection.NewClaims(deps),
 		protection.NewVolumes(deps),
 		protection.NewVolumeAttributes(deps),

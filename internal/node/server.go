@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"barque.dev/internal/admission"
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
@@ -189,7 +190,7 @@ func (s *Server) openAPI(context.Context) (err error) {
 		return err
 	}
 	s.registry, err = registry.New(registry.Config{
-		Store: s.store, Admission: chain, Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		Store: s.store, Admission: chain, Quota: admission.NewResourceQuota(lateReader{s}), Indexes: indexes(), Authorizer: s.auth.Authorizer,
 		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, ServerPort: int32(s.cfg.HTTPSPort), Virtual: virtual, Log: log,
 	})
 	if err != nil {

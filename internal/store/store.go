@@ -30,7 +30,7 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrConflict: the object's mod revision is not the expected one.
 	ErrConflict = errors.New("revision conflict")
-	// ErrOvertaken: another object that was to change with this one has changed meanwhile.
+	// ErrOvertaken: another object that the write was to change, or was decided on, has changed meanwhile.
 	ErrOvertaken = errors.New("overtaken by another write")
 	// ErrFenced: the context's fence no longer holds; the caller is a deposed leader.
 	ErrFenced = errors.New("fenced: leadership was lost")

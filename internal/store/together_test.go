@@ -55,6 +55,30 @@ func TestChangesAreMadeTogetherOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestWritesAreOvertakenByWhatTheyDidNotSee(t *testing.T) {
+	s, _ := newStore(t)
+	maps := register(t, s, configMaps())
+	mustCreate(t, maps, key("a", "seen"), "x")
+	seen := maps.Snapshot().Revision()
+	since := func(namespace string) store.WriteOptions {
+		return store.WriteOptions{Since: store.Since{Table: maps, Namespace: namespace, Revision: seen}}
+	}
+	if _, err := maps.Create(t.Context(), key("b", "one"), nil, since("a")); err != nil {
+		t.Fatal(err)
+	}
+	newer := mustCreate(t, maps, key("ab", "other"), "x")
+	if _, err := maps.Update(t.Context(), key("b", "one"), []byte("y"), 0, since("a")); err != nil {
+		t.Errorf("another namespace counts: %v", err)
+	}
+	if _, err := maps.Create(t.Context(), key("b", "two"), nil, since("ab")); !errors.Is(err, store.ErrOvertaken) {
+		t.Errorf("created without what came at revision %d: %v", newer.Revision(), err)
+	}
+	mustUpdate(t, maps, key("a", "seen"), "y", 0)
+	if _, err := maps.Create(t.Context(), key("b", "two"), nil, since("a")); !errors.Is(err, store.ErrOvertaken) {
+		t.Errorf("created without a change: %v", err)
+	}
+}
+
 // Two servers count what they create, while a third looks: nobody ever sees a count without the
 // objects, and none is lost.
 func TestCountsAreExact(t *testing.T) {

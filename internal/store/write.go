@@ -18,6 +18,16 @@ type WriteOptions struct {
 	TTL time.Duration
 	// With are changes of other objects that are made in the same transaction, or not at all.
 	With []Change
+	// Since, if its table is not nil, makes the write fail with ErrOvertaken when something of it
+	// is newer than whoever decided on the write has seen.
+	Since Since
+}
+
+// Since is what was seen of a namespace of a table: everything that was written until Revision.
+type Since struct {
+	Table     *Table
+	Namespace string
+	Revision  int64
 }
 
 // A Change replaces the version of an object that was written at revision Expected. When it is no
@@ -80,6 +90,7 @@ type write struct {
 	fence    Fence
 	fenced   bool
 	with     []companion
+	since    Since
 }
 
 // companion is a change that is made together with a write.
@@ -97,7 +108,7 @@ func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte
 	if err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", verb, t.space.schema.Prefix, err)
 	}
-	w := &write{table: t, verb: verb, path: path, key: full, stored: value, ttl: opts.TTL}
+	w := &write{table: t, verb: verb, path: path, key: full, stored: value, ttl: opts.TTL, since: opts.Since}
 	w.fence, w.fenced = FenceFrom(ctx)
 	if verb != "delete" {
 		// Once for all attempts: the bytes tell whether an earlier attempt got through.
@@ -203,12 +214,24 @@ func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 	} else {
 		req.Success = []*etcdserverpb.RequestOp{putOp(w.key, w.stored, leaseID)}
 	}
+	if w.since.Table != nil {
+		req.Compare = append(req.Compare, w.since.compare())
+	}
 	// After the object itself: whoever sees a companion changed in the image sees why.
 	for _, c := range w.with {
 		req.Compare = append(req.Compare, unchanged(c.key, c.expected))
 		req.Success = append(req.Success, putOp(c.key, c.stored, 0))
 	}
 	return req
+}
+
+// compare holds if no key of the namespace is newer than the revision.
+func (s Since) compare() *etcdserverpb.Compare {
+	prefix := s.Table.space.schema.Prefix + s.Namespace + "/"
+	return &etcdserverpb.Compare{
+		Key: []byte(prefix), RangeEnd: prefixEnd(prefix), Target: etcdserverpb.Compare_MOD, Result: etcdserverpb.Compare_LESS,
+		TargetUnion: &etcdserverpb.Compare_ModRevision{ModRevision: s.Revision + 1},
+	}
 }
 
 func unchanged(key []byte, revision int64) *etcdserverpb.Compare {

@@ -149,10 +149,15 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 		if _, ok := table.Get(key); ok {
 			return Result{}, r.alreadyExists(req, key, m.GetGenerateName())
 		}
-		return Result{Object: stored}, nil
+		_, err := r.charge(ctx, o, stored, nil)
+		return Result{Object: stored}, err
 	}
-	entry, err := table.Create(ctx, key, value, store.WriteOptions{TTL: req.Resource.TTL})
-	became = fateOf(err)
+	var entry *store.Entry
+	err = r.charged(ctx, o, stored, nil, func(opts store.WriteOptions) (err error) {
+		entry, err = table.Create(ctx, key, value, opts)
+		became = fateOf(err)
+		return err
+	})
 	if err != nil {
 		if err = statusError(err, req.groupResource(), key.Name, "create"); apierrors.IsAlreadyExists(err) {
 			err = r.alreadyExists(req, key, m.GetGenerateName())

@@ -32,7 +32,7 @@ func statusError(err error, gr schema.GroupResource, name, verb string) error {
 		return apierrors.NewNotFound(gr, name)
 	case errors.Is(err, store.ErrExists):
 		return apierrors.NewAlreadyExists(gr, name)
-	case errors.Is(err, store.ErrConflict):
+	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrOvertaken):
 		return apierrors.NewConflict(gr, name, errModified)
 	case errors.Is(err, store.ErrFenced):
 		return apierrors.NewForbidden(gr, name, store.ErrFenced)

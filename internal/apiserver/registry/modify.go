@@ -275,13 +275,16 @@ func (r *Registry) keep(ctx context.Context, c change, table *store.Table, entry
 		return outcome{result: Result{Entry: entry}}, nil
 	}
 	if c.op.dryRun {
-		return outcome{result: Result{Object: stored}}, nil
+		_, err := r.charge(ctx, c.op, stored, live)
+		return outcome{result: Result{Object: stored}}, err
 	}
-	next, err := table.Update(ctx, req.key(), value, entry.Revision(), store.WriteOptions{TTL: req.Resource.TTL})
-	if err != nil {
-		return lost(err, req)
-	}
-	return outcome{result: Result{Entry: next}, wrote: true, became: wasKept}, nil
+	out := outcome{became: refused}
+	err = r.charged(ctx, c.op, stored, live, func(opts store.WriteOptions) error {
+		next, err := table.Update(ctx, req.key(), value, entry.Revision(), opts)
+		out = outcome{result: Result{Entry: next}, wrote: err == nil, lost: raced(err), became: fateOf(err)}
+		return err
+	})
+	return out, statusError(err, req.groupResource(), req.Name, "update")
 }
 
 // lost tells a race that was lost from an error.

@@ -87,6 +87,8 @@ type Config struct {
 	// Virtual creates what is not kept: "tokenreviews.authentication.k8s.io", or
 	// "serviceaccounts/token" for a subresource.
 	Virtual map[string]Handler
+	// Quota holds changes to quotas after everything else has let them in; nil charges nothing.
+	Quota Ledger
 	// Guards are asked before each creation and change of a resource.
 	Guards map[schema.GroupResource]Guard
 	Log    *slog.Logger
@@ -101,6 +103,7 @@ type Registry struct {
 	fields  *fieldManagers
 	ports   *nodePorts
 	ips     *clusterIPs
+	turns   *turns
 
 	mu        sync.RWMutex
 	resources map[schema.GroupResource]*api.Resource
@@ -115,7 +118,7 @@ type Registry struct {
 // New registers every built-in resource with the store.
 func New(cfg Config) (*Registry, error) {
 	r := &Registry{
-		cfg: cfg, log: cfg.Log, store: cfg.Store,
+		cfg: cfg, log: cfg.Log, store: cfg.Store, turns: newTurns(),
 		resources: map[schema.GroupResource]*api.Resource{},
 		kinds:     map[schema.GroupKind]*api.Resource{},
 		tables:    map[string]*store.Table{},

@@ -29,7 +29,7 @@ func fateOf(err error) fate {
 	switch {
 	case err == nil:
 		return wasKept
-	case raced(err), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrFenced),
+	case raced(err), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrFenced), errors.Is(err, store.ErrOvertaken),
 		errors.Is(err, store.ErrRejected), errors.Is(err, store.ErrLeaseNotFound):
 		return refused
 	default:
