@@ -10,6 +10,8 @@ package controllers
 import (
 	"net/netip"
 
+	"k8s.io/apiserver/pkg/cel/openapi/resolver"
+
 	"barque.dev/internal/controllers/cronjob"
 	"barque.dev/internal/controllers/csr"
 	"barque.dev/internal/controllers/daemonset"
@@ -27,9 +29,9 @@ import (
 	"barque.dev/internal/controllers/nodelifecycle"
 	"barque.dev/internal/controllers/noderole"
 	"barque.dev/internal/controllers/podgc"
+	"barque.dev/internal/controllers/policystatus"
 	"barque.dev/internal/controllers/protection"
 	"barque.dev/internal/controllers/replicaset"
-	"barque.dev/internal/controllers/resourcequota"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
 	"barque.dev/internal/controllers/statefulset"
@@ -62,6 +64,8 @@ type Cluster struct {
 	Servers noderole.Servers
 	// Prober finds out which servers can be reached.
 	Prober kubernetes.Prober
+	// Schemas knows the kinds that are served, for policies to be checked against.
+	Schemas resolver.SchemaResolver
 }
 
 // All lists the cluster's controllers. One more controller is one more line.
@@ -91,7 +95,7 @@ func All(deps Deps, c Cluster) []Controller {
 		tainteviction.New(deps),
 		podgc.New(deps),
 		csr.New(deps, c.Sign, c.Reserved),
-		resourcequota.New(deps),
+		policystatus.New(deps, c.Schemas),
 		protection.NewClaims(deps),
 		protection.NewVolumes(deps),
 		protection.NewVolumeAttributes(deps),

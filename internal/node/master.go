@@ -57,6 +57,7 @@ func (s *Server) openLoops(context.Context) (err error) {
 	}, controllers.Cluster{
 		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
 		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, Nodes: nodelifecycle.Bounds{Fence: s.cfg.FenceAfter, Grace: s.cfg.NodeGrace}, Sign: s.signCSR, Reserved: s.reserved,
+		Schemas: s.api,
 	})
 	all = append(all, s.roleAggregation(own))
 	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{
