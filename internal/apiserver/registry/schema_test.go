@@ -2,6 +2,7 @@ package registry
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand"
 	"slices"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/apitesting/fuzzer"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metafuzzer "k8s.io/apimachinery/pkg/apis/meta/fuzzer"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -84,6 +86,85 @@ func TestFieldsAreRecordedAsStockRecordsThem(t *testing.T) {
 	}
 }
 
+// TestOddFieldsAreRecordedAsStockRecordsThem goes through what random objects do not have.
+func TestOddFieldsAreRecordedAsStockRecordsThem(t *testing.T) {
+	i := slices.IndexFunc(api.Resources(), func(r *api.Resource) bool { return r.Group == "" && r.Resource == "pods" })
+	req := Request{Resource: api.Resources()[i], Version: "v1"}
+	fields := newFieldManagers()
+	ours, err := fields.of(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stock, err := fields.stock(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := func(change func(*corev1.Pod)) runtime.Object {
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u"},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i", Ports: []corev1.ContainerPort{{ContainerPort: 1}}}}},
+		}
+		p.SetGroupVersionKind(req.kind())
+		change(p)
+		return p
+	}
+	ports := func(numbers ...int32) runtime.Object {
+		return pod(func(p *corev1.Pod) {
+			p.Spec.Containers[0].Ports = nil
+			for i, n := range numbers {
+				p.Spec.Containers[0].Ports = append(p.Spec.Containers[0].Ports, corev1.ContainerPort{ContainerPort: n, HostPort: int32(i)})
+			}
+		})
+	}
+	finalizers := func(all ...string) runtime.Object { return pod(func(p *corev1.Pod) { p.Finalizers = all }) }
+	created := func(objects ...runtime.Object) []version {
+		first := pod(func(p *corev1.Pod) { p.UID = "" })
+		out := []version{{first, "creator", false}}
+		for i, obj := range objects {
+			out = append(out, version{obj, fmt.Sprintf("manager-%d", i), false})
+		}
+		return out
+	}
+	crowd := created()
+	for i := range 14 {
+		crowd = append(crowd, version{pod(func(p *corev1.Pod) {
+			p.Labels = map[string]string{}
+			for j := range i {
+				p.Labels[fmt.Sprint(j)] = "x"
+			}
+		}), fmt.Sprintf("manager-%d", i), false})
+	}
+	by := func(manager string, entries ...metav1.ManagedFieldsEntry) []version {
+		obj := pod(func(p *corev1.Pod) { p.Labels = map[string]string{"a": "b"}; p.ManagedFields = entries })
+		return append(created(), version{obj, manager, true})
+	}
+	for name, objects := range map[string][]version{
+		"ports that repeat":      created(ports(1, 1), ports(1, 1, 1), ports(1), ports(1, 2), ports(2, 1, 1), ports()),
+		"finalizers that repeat": created(finalizers("x", "x"), finalizers("x"), finalizers("y", "x"), finalizers("y", "y", "y"), finalizers()),
+		"empty in place of null": created(pod(func(p *corev1.Pod) { p.Spec.Containers = []corev1.Container{} }), pod(func(p *corev1.Pod) { p.Spec.Containers = nil })),
+		"amounts written otherwise": created(
+			pod(func(p *corev1.Pod) { p.Spec.Overhead = corev1.ResourceList{"cpu": resource.MustParse("1")} }),
+			pod(func(p *corev1.Pod) { p.Spec.Overhead = corev1.ResourceList{"cpu": resource.MustParse("1000m")} }),
+			pod(func(p *corev1.Pod) { p.Spec.Overhead = corev1.ResourceList{"cpu": resource.MustParse("2")} })),
+		"a crowd":              crowd,
+		"a record of no sense": by("m", metav1.ManagedFieldsEntry{Manager: "x"}),
+		"a record by hand": by("m", metav1.ManagedFieldsEntry{
+			Manager: "x", Operation: "Update", APIVersion: "v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{"f:labels":{"f:a":{}}}}`)}),
+		"a record of another version": by("m", metav1.ManagedFieldsEntry{
+			Manager: "x", Operation: "Update", APIVersion: "v0", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{}}`)}),
+		"a record that is wiped": by("m", metav1.ManagedFieldsEntry{}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, want := record(t, req, ours.UpdateNoErrors, objects), record(t, req, stock.UpdateNoErrors, objects)
+			for i := range want {
+				if got[i] != want[i] {
+					t.Errorf("step %d is recorded as\n%s, want\n%s", i, got[i], want[i])
+				}
+			}
+		})
+	}
+}
+
 // dependsOnContent tells about kinds with parts of any form, which are left to upstream.
 func dependsOnContent(kind string) bool {
 	return slices.Contains([]string{"ControllerRevision", "ResourceClaim"}, kind)
@@ -93,7 +174,7 @@ func dependsOnContent(kind string) bool {
 type version struct {
 	obj     runtime.Object
 	manager string
-	// silent clients send no managed fields.
+	// silent clients do not send the managed fields that they read.
 	silent bool
 }
 
@@ -107,6 +188,11 @@ func history(t *testing.T, req Request, fill func(any)) []version {
 		}
 		fill(obj)
 		obj.GetObjectKind().SetGroupVersionKind(req.kind())
+		m, err := meta.Accessor(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.SetManagedFields(nil)
 		return obj
 	}
 	labelled := func(obj runtime.Object, value string) runtime.Object {
@@ -144,7 +230,6 @@ func record(t *testing.T, req Request, update func(live, obj runtime.Object, who
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.SetManagedFields(nil)
 		if !v.silent {
 			m.SetManagedFields(slices.Clone(before.GetManagedFields()))
 		}
