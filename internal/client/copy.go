@@ -62,7 +62,7 @@ func assign(from, to runtime.Object) error {
 
 // newLike makes the object that followers of a sample get: shared if the types agree.
 func newLike(res *api.Resource, shared runtime.Object, gvk schema.GroupVersionKind, sample client.Object) (client.Object, error) {
-	if reflect.TypeOf(shared) == reflect.TypeOf(sample) {
+	if reflect.TypeOf(shared) == reflect.TypeOf(sample) && shared.GetObjectKind().GroupVersionKind() == gvk {
 		obj, _ := shared.(client.Object)
 		return obj, nil
 	}

@@ -33,15 +33,39 @@ func (c *InProcess) Follow(ctx context.Context, kind client.Object, synced func(
 	}
 	for {
 		err := f.watch(ctx, since)
-		if !errors.Is(err, store.ErrCompacted) {
+		switch {
+		case errors.Is(err, store.ErrClosed):
+			if done, err := c.followOn(f, err); done {
+				return err
+			}
+		case !errors.Is(err, store.ErrCompacted):
 			return err
 		}
-		// The follower was too slow for the log: what it missed is the difference between
-		// what it has seen and what there is.
+		// The follower was too slow for the log, or the table is another: what it missed is the difference
+		// between what it has seen and what there is.
 		if since, err = f.list(); err != nil {
 			return err
 		}
 	}
+}
+
+// followOn goes on in the table that took the place of a closed one. A kind that nobody serves any more has no
+// objects; following it is done.
+func (c *InProcess) followOn(f *follower, closed error) (done bool, err error) {
+	res, table, err := c.kept(f.gvk)
+	switch {
+	case err == nil && table == f.table:
+		return true, closed // the store has stopped
+	case err == nil:
+		f.res, f.table = res, table
+		return false, nil
+	}
+	for _, entry := range f.known {
+		if err := f.emit(entry, nil); err != nil {
+			return true, err
+		}
+	}
+	return true, err
 }
 
 // follower is one Follow under way. known is what it has handed over.
@@ -70,6 +94,7 @@ func (f *follower) list() (int64, error) {
 	snapshot.Ascend("", store.Key{}, func(entry *store.Entry) bool {
 		old := f.known[entry.Key()]
 		if old != nil && old.Revision() == entry.Revision() {
+			f.known[entry.Key()] = entry // which may be of another table
 			return true
 		}
 		failure = f.emit(old, entry)

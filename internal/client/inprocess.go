@@ -115,7 +115,9 @@ func (c *InProcess) RESTMapper() meta.RESTMapper {
 	served := c.cfg.Tables.Resources()
 	var versions []schema.GroupVersion
 	for _, res := range served {
-		versions = append(versions, res.Preferred())
+		if len(res.Served) > 0 {
+			versions = append(versions, res.Preferred())
+		}
 	}
 	mapper := meta.NewDefaultRESTMapper(versions)
 	for _, res := range served {

@@ -14,6 +14,7 @@ import (
 
 	"barque.dev/internal/controllers/cronjob"
 	"barque.dev/internal/controllers/csr"
+	"barque.dev/internal/controllers/customresourcedefinition"
 	"barque.dev/internal/controllers/daemonset"
 	"barque.dev/internal/controllers/deployment"
 	"barque.dev/internal/controllers/disruption"
@@ -32,7 +33,6 @@ import (
 	"barque.dev/internal/controllers/policystatus"
 	"barque.dev/internal/controllers/protection"
 	"barque.dev/internal/controllers/replicaset"
-	"barque.dev/internal/controllers/resourcequota"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
 	"barque.dev/internal/controllers/statefulset"
@@ -87,6 +87,7 @@ func All(deps Deps, c Cluster) []Controller {
 		endpoints.New(deps),
 		kubernetes.New(deps, c.Prober),
 		namespace.New(deps),
+		customresourcedefinition.New(deps),
 		gc.New(deps),
 		serviceaccount.New(deps),
 		rootca.New(deps, c.RootCA),
@@ -97,7 +98,6 @@ func All(deps Deps, c Cluster) []Controller {
 		podgc.New(deps),
 		csr.New(deps, c.Sign, c.Reserved),
 		policystatus.New(deps, c.Schemas),
-		resourcequota.New(deps),
 		protection.NewClaims(deps),
 		protection.NewVolumes(deps),
 		protection.NewVolumeAttributes(deps),

@@ -53,7 +53,7 @@ func (s *Server) openLoops(context.Context) (err error) {
 	// The runner gives each controller its own identity.
 	own := s.client.WithFieldManager("kube-controller-manager")
 	all := controllers.All(controllers.Deps{
-		Client: own, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
+		Client: own, Kinds: s.registry, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
 	}, controllers.Cluster{
 		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
 		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, Nodes: nodelifecycle.Bounds{Fence: s.cfg.FenceAfter, Grace: s.cfg.NodeGrace}, Sign: s.signCSR, Reserved: s.reserved,

@@ -135,6 +135,9 @@ func etag(doc any) (string, error) {
 func groupsOf(resources []*api.Resource) []group {
 	byName := map[string]*group{}
 	for _, r := range resources {
+		if len(r.Served) == 0 {
+			continue // it is kept, but no version of it is for clients
+		}
 		g := byName[r.Group]
 		if g == nil {
 			g = &group{name: r.Group}

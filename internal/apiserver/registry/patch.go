@@ -19,11 +19,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/warning"
 	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/ownership"

@@ -23,6 +23,11 @@ type verbs struct{ r *Registry }
 func (v verbs) request(t barqueclient.Target) (Request, error) {
 	res, ok := v.r.Lookup(t.Resource)
 	if !ok {
+		// What is kept can be reached by those inside, even if its version is not served.
+		res, ok = v.r.Lookup(t.Resource.GroupResource().WithVersion(""))
+		ok = ok && res.Kept.Version == t.Resource.Version
+	}
+	if !ok {
 		return Request{}, apierrors.NewGenericServerResponse(404, "", t.Resource.GroupResource(), t.Name, "the server does not serve this resource", 0, false)
 	}
 	if t.Subresource != "" && res.Subresources[t.Subresource] == nil {

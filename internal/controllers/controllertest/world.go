@@ -22,12 +22,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/record"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"barque.dev/internal/api"
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/kit"
 	"barque.dev/internal/testkit/fakeclient"
@@ -90,11 +90,18 @@ func New(t TB, objs ...client.Object) *World {
 func (w *World) Deps() kit.Deps {
 	return kit.Deps{
 		Client:   w,
+		Kinds:    builtin{},
 		Recorder: func(string) record.EventRecorder { return recorder{w} },
 		Clock:    w.Clock,
 		Log:      slog.New(slog.DiscardHandler),
 	}
 }
+
+// builtin serves the built-in kinds for ever.
+type builtin struct{}
+
+func (builtin) Resources() []*api.Resource { return api.Resources() }
+func (builtin) Changed() <-chan struct{}   { return nil }
 
 func (w *World) fail(verb string, obj client.Object) error {
 	if w.Fail == nil {
@@ -265,7 +272,7 @@ func (w *World) list(ctx context.Context, kind client.Object) ([]client.Object, 
 		return nil, err
 	}
 	gvk.Kind += "List"
-	list, err := scheme.Scheme.New(gvk)
+	list, err := w.Scheme().New(gvk)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package gc
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -17,14 +16,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"barque.dev/internal/api"
-	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/kit"
 )
 
 type controller struct {
 	deps  kit.Deps
 	graph *graph
-	kinds map[schema.GroupKind]*api.Resource
+
+	mu    sync.Mutex
+	kinds map[schema.GroupKind]*api.Resource // that are followed
 }
 
 // lookAgain is how soon an object is looked at again whose owner seems gone but is not.
@@ -36,9 +36,6 @@ var ignored = map[schema.GroupKind]bool{{Kind: "Event"}: true, {Group: "events.k
 // New makes the controller.
 func New(deps kit.Deps) kit.Controller {
 	c := &controller{deps: deps, graph: newGraph(), kinds: map[schema.GroupKind]*api.Resource{}}
-	for _, r := range collectables() {
-		c.kinds[schema.GroupKind{Group: r.Group, Kind: r.Kind}] = r
-	}
 	return kit.Controller{
 		Name:      "garbage-collector",
 		Account:   "generic-garbage-collector",
@@ -46,88 +43,6 @@ func New(deps kit.Deps) kit.Controller {
 		Reconcile: c.reconcile,
 		Workers:   16,
 	}
-}
-
-// follow keeps the graph, from all kinds that can be deleted. Requests start when every kind
-// has been read, since an owner not yet seen would look like one that is gone.
-func (c *controller) follow(ctx context.Context, enqueue func(reconcile.Request)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var followers, unsynced sync.WaitGroup
-	kinds := collectables()
-	unsynced.Add(len(kinds))
-	var mu sync.Mutex
-	early := map[types.UID]bool{} // woken before all kinds were read
-	started := false
-	wake := func(uids []types.UID) {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, uid := range uids {
-			if started {
-				enqueue(request(uid))
-			} else {
-				early[uid] = true
-			}
-		}
-	}
-	for _, r := range kinds {
-		followers.Go(func() {
-			if err := c.followKind(ctx, r, wake, sync.OnceFunc(unsynced.Done)); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("follow %s: %w", r.GroupResource, err))
-			}
-		})
-	}
-	unsynced.Wait()
-	mu.Lock()
-	started = true
-	for uid := range early {
-		enqueue(request(uid))
-	}
-	early = nil
-	mu.Unlock()
-	followers.Wait()
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
-func request(uid types.UID) reconcile.Request {
-	return reconcile.Request{NamespacedName: types.NamespacedName{Name: string(uid)}}
-}
-
-// collectables are the kept kinds that can be deleted, each set of objects once.
-func collectables() []*api.Resource {
-	var kinds []*api.Resource
-	seen := map[string]bool{}
-	for _, r := range api.Resources() {
-		if r.Virtual() || seen[r.Prefix] || ignored[schema.GroupKind{Group: r.Group, Kind: r.Kind}] || !slices.Contains(r.Verbs, "delete") || !slices.Contains(r.Verbs, "watch") {
-			continue
-		}
-		seen[r.Prefix] = true
-		kinds = append(kinds, r)
-	}
-	return kinds
-}
-
-func (c *controller) followKind(ctx context.Context, r *api.Resource, wake func([]types.UID), synced func()) error {
-	defer synced() // an error must not keep the others waiting
-	sample, err := r.Codec().New(r.Storage)
-	if err != nil {
-		return err
-	}
-	gvk := r.Storage.WithKind(r.Kind)
-	c.graph.follow(gvk.GroupKind(), r.Namespaced)
-	return c.deps.Client.Follow(ctx, sample.(client.Object), synced, func(e barqueclient.Event) {
-		if e.New == nil {
-			wake(c.graph.remove(e.Old.GetUID()))
-			return
-		}
-		if e.Old != nil && e.Old.GetUID() != e.New.GetUID() {
-			wake(c.graph.remove(e.Old.GetUID()))
-		}
-		wake(c.graph.set(newObject(gvk, e.New)))
-	})
 }
 
 func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -168,11 +83,11 @@ func (c *controller) allGone(ctx context.Context, d decision) (bool, error) {
 		if err != nil {
 			return false, nil
 		}
-		res := c.kinds[gv.WithKind(r.Kind).GroupKind()]
+		res := c.resource(gv.WithKind(r.Kind).GroupKind())
 		if res == nil {
 			return false, nil
 		}
-		obj, err := res.Codec().New(res.Storage)
+		owner, err := kit.Sample(res)
 		if err != nil {
 			return false, err
 		}
@@ -180,7 +95,6 @@ func (c *controller) allGone(ctx context.Context, d decision) (bool, error) {
 		if res.Namespaced {
 			key.Namespace = d.object.namespace
 		}
-		owner := obj.(client.Object)
 		if err := c.deps.Client.Get(ctx, key, owner); err == nil && owner.GetUID() == r.UID {
 			return false, nil
 		} else if client.IgnoreNotFound(err) != nil {
@@ -192,15 +106,14 @@ func (c *controller) allGone(ctx context.Context, d decision) (bool, error) {
 
 // reference makes an object by which the client addresses o.
 func (c *controller) reference(o *object) (client.Object, error) {
-	res := c.kinds[o.gvk.GroupKind()]
+	res := c.resource(o.gvk.GroupKind())
 	if res == nil {
 		return nil, fmt.Errorf("kind %s is not served", o.gvk)
 	}
-	obj, err := res.Codec().New(res.Storage)
+	ref, err := kit.Sample(res)
 	if err != nil {
 		return nil, err
 	}
-	ref := obj.(client.Object)
 	ref.SetNamespace(o.namespace)
 	ref.SetName(o.name)
 	return ref, nil
@@ -220,11 +133,32 @@ func (c *controller) delete(ctx context.Context, o *object, policy metav1.Deleti
 
 // drop takes references off an object. The patch names its UID, so that it can't hit another.
 func (c *controller) drop(ctx context.Context, o *object, refs []types.UID) error {
+	if res := c.resource(o.gvk.GroupKind()); res != nil && res.Custom != nil {
+		return c.dropWhole(ctx, o, refs)
+	}
 	owners := make([]map[string]any, 0, len(refs))
 	for _, uid := range refs {
 		owners = append(owners, map[string]any{"$patch": "delete", "uid": uid})
 	}
 	return c.patch(ctx, o, types.StrategicMergePatchType, map[string]any{"uid": o.uid, "ownerReferences": owners})
+}
+
+// dropWhole is drop for custom resources, whose lists no patch can change in part.
+func (c *controller) dropWhole(ctx context.Context, o *object, refs []types.UID) error {
+	ref, err := c.reference(o)
+	if err != nil {
+		return err
+	}
+	if err := c.deps.Client.Get(ctx, client.ObjectKeyFromObject(ref), ref); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if ref.GetUID() != o.uid {
+		return nil
+	}
+	rest := slices.DeleteFunc(slices.Clone(ref.GetOwnerReferences()), func(r metav1.OwnerReference) bool { return slices.Contains(refs, r.UID) })
+	return c.patch(ctx, o, types.MergePatchType, map[string]any{
+		"uid": o.uid, "resourceVersion": ref.GetResourceVersion(), "ownerReferences": rest,
+	})
 }
 
 func (c *controller) unfinalize(ctx context.Context, o *object, finalizer string) error {

@@ -125,6 +125,12 @@ func (g *graph) follow(kind schema.GroupKind, namespaced bool) {
 	g.kinds[kind] = namespaced
 }
 
+func (g *graph) unfollow(kind schema.GroupKind) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.kinds, kind)
+}
+
 // resolvable tells whether it can be said of an owner that it is gone: its kind is known, and where it would be is, too,
 // which it is not for a namespaced owner of a cluster-scoped object.
 func (g *graph) resolvable(o *object, r metav1.OwnerReference) bool {

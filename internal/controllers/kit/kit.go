@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"barque.dev/internal/api"
 	barqueclient "barque.dev/internal/client"
 )
 
@@ -55,8 +56,18 @@ type Watch struct {
 	Requests func(barqueclient.Event) []reconcile.Request
 }
 
+// Kinds knows what is served, for controllers that look after objects of every kind.
+type Kinds interface {
+	// Resources are those that are served now.
+	Resources() []*api.Resource
+	// Changed returns a channel that is closed when they are others than when Changed was called.
+	Changed() <-chan struct{}
+}
+
 // Deps is what controllers are made with.
 type Deps struct {
+	// Kinds are those of the cluster.
+	Kinds Kinds
 	// Client reads the shared image and writes with the fence of the context.
 	Client barqueclient.Client
 	// Recorder makes the recorder of events for a component such as "deployment-controller".

@@ -68,7 +68,7 @@ func (c *controller) empty(ctx context.Context, namespace string) (remaining, er
 	left := remaining{finalizers: map[string]int{}, kinds: map[string]int{}}
 	var errs []error
 	seen := map[string]bool{}
-	for _, r := range ordered(api.Resources()) {
+	for _, r := range ordered(c.deps.Kinds.Resources()) {
 		if !r.Namespaced || r.Virtual() || seen[r.Prefix] || !slices.Contains(r.Verbs, "deletecollection") {
 			continue
 		}
@@ -107,22 +107,24 @@ func (c *controller) remove(ctx context.Context, r *api.Resource, namespace stri
 	if err != nil || len(objs) == 0 {
 		return nil, err
 	}
-	sample, err := r.Codec().New(r.Storage)
+	sample, err := kit.Sample(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.client.DeleteAllOf(ctx, sample.(client.Object), client.InNamespace(namespace)); client.IgnoreNotFound(err) != nil {
+	if err := c.client.DeleteAllOf(ctx, sample, client.InNamespace(namespace)); client.IgnoreNotFound(err) != nil {
 		return nil, err
 	}
 	return c.list(ctx, r, namespace)
 }
 
 func (c *controller) list(ctx context.Context, r *api.Resource, namespace string) ([]runtime.Object, error) {
-	list, err := r.Codec().NewList(r.Storage)
+	list, err := kit.SampleList(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.client.List(ctx, list.(client.ObjectList), client.InNamespace(namespace)); err != nil {
+	if err := c.client.List(ctx, list, client.InNamespace(namespace)); meta.IsNoMatchError(err) {
+		return nil, nil // a kind that went meanwhile has no objects
+	} else if err != nil {
 		return nil, err
 	}
 	return meta.ExtractList(list)
