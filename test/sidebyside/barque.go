@@ -94,7 +94,11 @@ func (b barque) member(dir string, i int, r row) (program, string, error) {
 	}
 	args = append(args, "--advertise-address="+address)
 	if r.schedules || r.elects {
-		args = append(args, "--node-monitor-grace-period=1h") // the nodes are made up: nobody renews their leases
+		// The nodes are made up: nobody renews their leases, and no server is to look for them.
+		args = append(args, "--node-monitor-grace-period=1h", "--fence-after=30m")
+	}
+	if r.schedules {
+		args = append(args, "--cluster-cidr=10.64.0.0/10") // as many as there are nodes
 	}
 	return program{name: name, path: b.program, args: args, dir: dir, member: i, keepsState: true}, "https://" + address + ":" + free[0], nil
 }
