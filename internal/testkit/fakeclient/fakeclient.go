@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -24,11 +25,11 @@ var kinds = sync.OnceValue(func() *runtime.Scheme {
 })
 
 // Builder is controller-runtime's, for the built-in kinds, without managed fields: the default
-// tracker builds a REST mapper of all kinds to compute them at every write. Policies have a status,
-// which controller-runtime does not know.
+// tracker builds a REST mapper of all kinds to compute them at every write. Policies and quotas
+// have a status, which controller-runtime does not know.
 func Builder() *fake.ClientBuilder {
 	types := kinds()
 	tracker := testing.NewObjectTracker(types, serializer.NewCodecFactory(types).UniversalDecoder())
 	return fake.NewClientBuilder().WithScheme(types).WithObjectTracker(tracker).
-		WithStatusSubresource(&admissionv1.ValidatingAdmissionPolicy{})
+		WithStatusSubresource(&admissionv1.ValidatingAdmissionPolicy{}, &corev1.ResourceQuota{})
 }
