@@ -31,7 +31,7 @@ type charging struct {
 	client *client.InProcess
 }
 
-func chargingOn(t *testing.T, member *etcd.Member) *charging {
+func chargingOn(t testing.TB, member *etcd.Member) *charging {
 	t.Helper()
 	c := &charging{}
 	c.server = on(t, member, func(cfg *registry.Config) { cfg.Quota = admission.NewResourceQuota(lateClient{c}) })
