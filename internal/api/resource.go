@@ -101,6 +101,8 @@ type Resource struct {
 type Custom struct {
 	// FieldManager records who sets fields of objects of the version, through the resource itself or a subresource.
 	FieldManager func(subresource string) (*managedfields.FieldManager, error)
+	// Types knows the schemas of all the resource's versions.
+	Types func() (managedfields.TypeConverter, error)
 	// Input decodes requests' bodies of the version. Strict serializers tell of fields that the schema does not know.
 	Input runtime.NegotiatedSerializer
 	// Scale tells where the parts of the scale subresource are; nil if there is none.

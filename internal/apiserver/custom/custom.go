@@ -99,7 +99,7 @@ func (d *definition) resourceIn(v *version) *api.Resource {
 		Rules:  api.NewRules(v.rules, v.rules, v.rules, v.rules), Subresources: v.subresources(),
 		Fields: v.fields,
 		Custom: &api.Custom{
-			FieldManager: v.fieldManagers(), Input: newInput(d.codec), Scale: v.scale(), Warning: v.warning(),
+			FieldManager: v.fieldManagers(), Types: d.types, Input: newInput(d.codec), Scale: v.scale(), Warning: v.warning(),
 		},
 	}
 	return api.NewCustom(r, d.codec, v.print, nil)

@@ -12,5 +12,14 @@ func (r *Registry) TypeConverter(gvk schema.GroupVersionKind) managedfields.Type
 	if api.Scheme().Recognizes(gvk) {
 		return r.fields.types
 	}
-	return nil
+	res, _, ok := r.ForKind(gvk.GroupKind())
+	if !ok || res.Custom == nil {
+		return nil
+	}
+	types, err := res.Custom.Types()
+	if err != nil {
+		r.log.Error("the schema of a custom resource can't be used", "kind", gvk, "error", err)
+		return nil
+	}
+	return types
 }

@@ -3,6 +3,8 @@
 //	tool serve BASE DIR   answers by HTTP on port BASE, TCP on BASE+1..3 and gRPC on BASE+4, each
 //	                      for three probes, as long as the probe's file is in DIR
 //	tool api PATH         asks the cluster's API, with the pod's own service account
+//	tool webhook ADDRESS DIR
+//	                      is an admission webhook, with the certificate in DIR
 package main
 
 import (
@@ -43,8 +45,10 @@ func run(args []string) error {
 		return serve(base, args[2])
 	case len(args) == 2 && args[0] == "api":
 		return askAPI(args[1])
+	case len(args) == 3 && args[0] == "webhook":
+		return serveWebhook(args[1], args[2])
 	}
-	return errors.New("usage: tool serve BASE DIR | tool api PATH")
+	return errors.New("usage: tool serve BASE DIR | tool api PATH | tool webhook ADDRESS DIR")
 }
 
 // serve answers until it fails.
