@@ -125,7 +125,7 @@ func (r *Recorder) record(live, obj runtime.Object, manager string) bool {
 // entries are the record so far. It is false if it isn't one that the server wrote for this version.
 func (r *Recorder) entries(before, after metav1.Object) ([]metav1.ManagedFieldsEntry, bool) {
 	entries, sent := before.GetManagedFields(), after.GetManagedFields()
-	if r.cfg.Subresource == "" && sent != nil && !slices.EqualFunc(entries, sent, sameEntry) {
+	if r.cfg.Subresource == "" && sent != nil && !SameRecord(entries, sent) {
 		return nil, false
 	}
 	updaters := 1
@@ -148,6 +148,9 @@ func (r *Recorder) entries(before, after metav1.Object) ([]metav1.ManagedFieldsE
 func sameManager(a, b metav1.ManagedFieldsEntry) bool {
 	return a.Manager == b.Manager && a.Operation == b.Operation && a.APIVersion == b.APIVersion && a.Subresource == b.Subresource
 }
+
+// SameRecord tells whether two records say the same.
+func SameRecord(a, b []metav1.ManagedFieldsEntry) bool { return slices.EqualFunc(a, b, sameEntry) }
 
 func sameEntry(a, b metav1.ManagedFieldsEntry) bool {
 	return sameManager(a, b) && a.Time.Equal(b.Time) && a.FieldsType == b.FieldsType && a.FieldsV1 != nil && b.FieldsV1 != nil &&

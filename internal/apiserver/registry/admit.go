@@ -14,12 +14,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	fieldadmission "k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/warning"
+
+	"barque.dev/internal/apiserver/ownership"
 )
 
 // operation is what admission is asked about.
@@ -55,16 +58,39 @@ func (r *Registry) mutate(ctx context.Context, o operation, obj, old runtime.Obj
 	}
 	if r.cfg.Admission != nil {
 		boundCopies()
-		guarded := fieldadmission.NewManagedFieldsValidatingAdmissionController(r.cfg.Admission)
-		mutating, ok := guarded.(admission.MutationInterface)
+		mutating, ok := r.cfg.Admission.(admission.MutationInterface)
 		if ok && mutating.Handles(o.op) {
+			before := fieldsRecord(obj)
 			if err := mutating.Admit(ctx, o.attributes(ctx, obj, copyOf(old)), objects{r}); err != nil {
 				return statusError(err, o.req.groupResource(), o.name, "admit")
 			}
+			guardRecord(ctx, obj, before)
 		}
 	}
 	dedupOwners(ctx, obj, true)
 	return nil
+}
+
+// fieldsRecord is a copy of the record of who owns which field.
+func fieldsRecord(obj runtime.Object) []metav1.ManagedFieldsEntry {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return nil
+	}
+	return slices.Clone(m.GetManagedFields())
+}
+
+// guardRecord takes back what admission made of the record, with a warning, if it makes no sense. Nearly always it is
+// untouched, and need not be read.
+func guardRecord(ctx context.Context, obj runtime.Object, before []metav1.ManagedFieldsEntry) {
+	m, err := meta.Accessor(obj)
+	if err != nil || ownership.SameRecord(before, m.GetManagedFields()) {
+		return
+	}
+	if err := managedfields.ValidateManagedFields(m.GetManagedFields()); err != nil {
+		m.SetManagedFields(before)
+		warning.AddWarning(ctx, "", fmt.Sprintf(fieldadmission.InvalidManagedFieldsAfterMutatingAdmissionWarningFormat, err.Error()))
+	}
 }
 
 // validate asks admission and guards about the object as it will be kept. Neither changes it.
