@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -35,6 +36,10 @@ type tables struct {
 }
 
 func (s *Server) newTables(req *http.Request, m media, o operation) (*tables, error) {
+	if r := o.resource; !slices.Contains(r.Verbs, "get") && !slices.Contains(r.Verbs, "list") {
+		// A question that is answered at once, and kept nowhere, has no columns.
+		return nil, notConvertible(m, fmt.Sprintf("the resource %s does not support being converted to a Table", r.GroupResource))
+	}
 	t := &tables{server: s, o: o, kind: *m.as}
 	if err := options(req, &t.options); err != nil {
 		return nil, err
