@@ -169,6 +169,7 @@ http {
 // busybox is Debian's static one; its links are made when the image is.
 func busybox() recipe {
 	return recipe{
+		programs: map[string]string{"bin/sh": "barque.dev/test/conformance/testimages/shell"},
 		files: images.Layer{
 			{Path: "tmp", Mode: fs.ModeDir | fs.ModeSticky | 0o777},
 			{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},

@@ -106,7 +106,7 @@ func (m *maker) key(ctx context.Context, wanted map[string][]string) (string, er
 		return "", err
 	}
 	hash := sha256.New()
-	_, _ = fmt.Fprintln(hash, "one image a name", version, base, merged, useless, shellOfBusybox)
+	_, _ = fmt.Fprintln(hash, "one image a name", version, base, merged, useless)
 	known := recipes()
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		r := known[name]
@@ -211,18 +211,14 @@ func (m *maker) build(ctx context.Context, r recipe) (images.Layer, error) {
 	return layer, nil
 }
 
-// shellOfBusybox is a package, and the program in it.
-const shellOfBusybox = "bash-static"
-
-// applets is Debian's static busybox with a link for everything that it can do, but for the shell: that
-// of this busybox drops environment variables whose names are no identifiers, which upstream's hands on,
-// as bash does.
+// applets is Debian's static busybox with a link for everything that it can do but the shell, which is a program
+// of ours that needs bash too.
 func (m *maker) applets(ctx context.Context) (images.Layer, error) {
 	data, err := m.debian.file(ctx, "busybox-static", "usr/bin/busybox")
 	if err != nil {
 		return nil, err
 	}
-	shell, err := m.debian.file(ctx, shellOfBusybox, "usr/bin/"+shellOfBusybox)
+	bash, err := m.debian.file(ctx, "bash-static", "usr/bin/bash-static")
 	if err != nil {
 		return nil, err
 	}
@@ -234,9 +230,9 @@ func (m *maker) applets(ctx context.Context) (images.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list what busybox can do: %w", err)
 	}
-	layer := images.Layer{{Path: "bin/busybox", Mode: 0o755, Data: data}, {Path: "bin/sh", Mode: 0o755, Data: shell}}
+	layer := images.Layer{{Path: "bin/busybox", Mode: 0o755, Data: data}, {Path: "bin/bash", Mode: 0o755, Data: bash}}
 	for name := range strings.FieldsSeq(string(list)) {
-		if name != "busybox" && name != "sh" {
+		if name != "busybox" && name != "bash" && name != "sh" {
 			layer = append(layer, images.File{Path: "bin/" + name, Mode: fs.ModeSymlink | 0o777, Target: "busybox"})
 		}
 	}
