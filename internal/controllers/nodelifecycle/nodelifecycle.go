@@ -250,7 +250,8 @@ func (c *controller) apply(ctx context.Context, node *corev1.Node, v verdict, no
 	if v == unknown || v == lost {
 		changed := node.DeepCopy()
 		if unknownConditions(&changed.Status, metav1.NewTime(now)) {
-			err := c.deps.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(node))
+			// The whole list of conditions is replaced: a node that has just spoken must not be made silent.
+			err := c.deps.Client.Status().Patch(ctx, changed, client.MergeFromWithOptions(node, client.MergeFromWithOptimisticLock{}))
 			if apierrors.IsNotFound(err) {
 				return nil
 			}
