@@ -43,7 +43,7 @@ func (p *player) attempts(ctx context.Context) (a attempted, err error) {
 		return a, err
 	}
 	for _, m := range families["scheduler_schedule_attempts_total"].GetMetric() {
-		switch result(m) {
+		switch label(m, "result") {
 		case metrics.ScheduledResult:
 			a.scheduled += m.GetCounter().GetValue()
 		case metrics.UnschedulableResult:
@@ -51,7 +51,7 @@ func (p *player) attempts(ctx context.Context) (a attempted, err error) {
 		}
 	}
 	for _, m := range families["scheduler_scheduling_attempt_duration_seconds"].GetMetric() {
-		if result(m) == metrics.ScheduledResult {
+		if label(m, "result") == metrics.ScheduledResult {
 			a.scheduling += m.GetHistogram().GetSampleSum()
 		}
 	}
@@ -62,9 +62,10 @@ func (p *player) attempts(ctx context.Context) (a attempted, err error) {
 	return a, nil
 }
 
-func result(m *dto.Metric) string {
+// label is the value of one of a metric's labels.
+func label(m *dto.Metric, name string) string {
 	for _, l := range m.GetLabel() {
-		if l.GetName() == "result" {
+		if l.GetName() == name {
 			return l.GetValue()
 		}
 	}

@@ -40,7 +40,7 @@ func scheduled() []workload {
 
 // note is what readers of the row are told.
 func (w workload) note() string {
-	note := "Decisions are what each scheduler's own metrics say, bound pods what a watch sees; every placement of Barque's was checked by upstream's filters given all others."
+	note := "Decisions are what each scheduler's own metrics say, bound pods what a watch sees; every placement of Barque's was checked by upstream's filters given all others. As in upstream's harness stock's controllers don't run; Barque's can't be left away, and do."
 	if w.missing != "" {
 		note = "Barque's scheduler does not have " + w.missing + " yet, so that it is not measured here."
 	}
@@ -142,12 +142,46 @@ func (p *player) createNodes(ctx context.Context, s step, n int) error {
 		if s.Label != nil {
 			within(template, "metadata", "labels")[s.Label.Key] = s.Label.Values[i%len(s.Label.Values)]
 		}
-		if bodies[i], err = named(template, fmt.Sprintf("node-%05d", p.nodes+i)); err != nil {
+		// With its range of addresses, so that Barque's controllers, which can't be left away, need not
+		// give it one; stock's, which would, don't run.
+		k := p.nodes + i
+		ranges := fmt.Sprintf("10.%d.%d.0/24", 64+k/256, k%256)
+		within(template, "spec")["podCIDR"], within(template, "spec")["podCIDRs"] = ranges, []string{ranges}
+		if bodies[i], err = named(template, fmt.Sprintf("node-%05d", k)); err != nil {
 			return err
 		}
 	}
 	p.nodes += n
-	return p.post(ctx, "/api/v1/nodes", bodies)
+	if err := p.post(ctx, "/api/v1/nodes", bodies); err != nil {
+		return err
+	}
+	return p.settle(ctx)
+}
+
+// settle waits until Barque's controllers have looked at the new nodes' addresses.
+func (p *player) settle(ctx context.Context) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		families, err := p.plane.metrics(ctx, p.plane.scheduler)
+		if err != nil {
+			return err
+		}
+		waiting := 0.0
+		for _, m := range families["workqueue_depth"].GetMetric() {
+			if label(m, "name") == "node-ipam" {
+				waiting += m.GetGauge().GetValue()
+			}
+		}
+		if waiting == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%.0f nodes wait to be looked at: %w", waiting, ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
 
 func (p *player) createNamespaces(ctx context.Context, prefix string, n int) error {
