@@ -2,6 +2,7 @@ package resourcequota_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/controllers/controllertest"
 	"barque.dev/internal/controllers/resourcequota"
+	"barque.dev/internal/testkit"
 )
 
 func limited(pairs ...string) *corev1.ResourceQuota {
@@ -58,23 +60,22 @@ func run(t *testing.T, w *controllertest.World) {
 // promised and some more for busy machines.
 func shows(t *testing.T, w *controllertest.World, q *corev1.ResourceQuota, pairs ...string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	err := testkit.Poll(10*time.Second, func() error {
 		if err := w.Get(t.Context(), client.ObjectKeyFromObject(q), q); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		right := len(q.Status.Hard) == len(q.Spec.Hard)
 		for i := 0; i < len(pairs); i += 2 {
 			used, ok := q.Status.Used[corev1.ResourceName(pairs[i])]
 			right = right && ok && used.Cmp(resource.MustParse(pairs[i+1])) == 0
 		}
-		if right {
-			return
+		if !right {
+			return fmt.Errorf("status %+v, want %v", q.Status, pairs)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("status %+v, want %v", q.Status, pairs)
-		}
-		time.Sleep(5 * time.Millisecond)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
