@@ -33,6 +33,7 @@ import (
 	"barque.dev/internal/controllers/policystatus"
 	"barque.dev/internal/controllers/protection"
 	"barque.dev/internal/controllers/replicaset"
+	"barque.dev/internal/controllers/resourcequota"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
 	"barque.dev/internal/controllers/statefulset"
@@ -98,6 +99,7 @@ func All(deps Deps, c Cluster) []Controller {
 		podgc.New(deps),
 		csr.New(deps, c.Sign, c.Reserved),
 		policystatus.New(deps, c.Schemas),
+		resourcequota.New(deps),
 		protection.NewClaims(deps),
 		protection.NewVolumes(deps),
 		protection.NewVolumeAttributes(deps),
