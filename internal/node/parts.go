@@ -75,7 +75,7 @@ func (s *Server) admission() (admission.Reinvoking, error) {
 		return admission.Reinvoking{}, fmt.Errorf("set up admission: %w", err)
 	}
 	mutating, validating, err := webhook.New(webhook.Config{
-		Image: lateImage{s}, Services: relay.NewResolver(relay.Image(lateReader{s})), Authorizer: s.auth.Authorizer, Log: s.cfg.Log,
+		Image: lateImage{s}, Services: relay.NewResolver(relay.Image(lateReader{s})), Authorizer: s.auth.Authorizer,
 	})
 	if err != nil {
 		return admission.Reinvoking{}, err

@@ -101,12 +101,12 @@ type plugin[H generic.Hook] struct {
 
 func (p *plugin[H]) dispatch(ctx context.Context, a admission.Attributes, o admission.ObjectInterfaces) error {
 	hooks, err := p.hooks()
+	if (err == nil && len(hooks) == 0) || slices.Contains(p.unseen, a.GetResource().GroupResource()) {
+		return nil
+	}
 	if err != nil {
 		// What can't be read might have said no.
 		return admission.NewForbidden(a, err)
-	}
-	if len(hooks) == 0 || slices.Contains(p.unseen, a.GetResource().GroupResource()) {
-		return nil
 	}
 	return p.dispatcher.Dispatch(ctx, a, o, hooks)
 }

@@ -1,7 +1,7 @@
 package webhook
 
 import (
-	"log/slog"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -21,46 +21,60 @@ import (
 type configurations[T client.Object] struct {
 	image    state.Image
 	resource schema.GroupResource
-	log      *slog.Logger
 
-	seen atomic.Int64 // the table's revision that the plugin has been told of
+	seen atomic.Pointer[seen]
 
 	mu       sync.Mutex
 	known    map[string]T // what the plugin has been told of, by name
 	handlers []cache.ResourceEventHandler
 }
 
-// refresh tells the plugin of what changed, and whether there are any configurations.
-func (c *configurations[T]) refresh() bool {
-	table := c.image.Table(c.resource)
-	if table == nil {
-		return false
-	}
-	revision, objects := table.Changed()
-	if revision != c.seen.Load() {
-		c.catchUp(table, revision)
-	}
-	return objects > 0
+// seen is what a plugin has been told of: the table at a revision, or why it can't be read.
+type seen struct {
+	revision int64
+	err      error
 }
 
-func (c *configurations[T]) catchUp(table *store.Table, revision int64) {
+// refresh tells the plugin of what changed, and whether there are any configurations. One that can't be
+// read is an error: it might have said no.
+func (c *configurations[T]) refresh() (some bool, err error) {
+	table := c.image.Table(c.resource)
+	if table == nil {
+		return false, nil
+	}
+	revision, objects := table.Changed()
+	now := c.seen.Load()
+	if now == nil || now.revision != revision {
+		now = c.catchUp(table, revision)
+	}
+	return objects > 0, now.err
+}
+
+func (c *configurations[T]) catchUp(table *store.Table, revision int64) *seen {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	now := &seen{revision: revision}
 	next := make(map[string]T, len(c.known))
 	table.Snapshot().Ascend("", store.Key{}, func(e *store.Entry) bool {
 		obj, err := e.Object()
 		configuration, ok := obj.(T)
-		if err != nil || !ok {
-			c.log.Error("a webhook configuration can't be read and has no effect", "resource", c.resource, "name", e.Key().Name, "error", err)
-			return true
+		if err == nil && !ok {
+			err = fmt.Errorf("it is a %T", obj)
+		}
+		if err != nil {
+			now.err = fmt.Errorf("read %s %q: %w", c.resource, e.Key().Name, err)
+			return false
 		}
 		next[e.Key().Name] = configuration
 		return true
 	})
-	before := c.known
-	c.known = next
-	c.tell(before, next)
-	c.seen.Store(revision)
+	if now.err == nil {
+		before := c.known
+		c.known = next
+		c.tell(before, next)
+	}
+	c.seen.Store(now)
+	return now
 }
 
 // tell calls the plugin's handlers for the difference.

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 // cluster is a registry behind webhooks. It is the image that they look at.
 type cluster struct {
 	*registrytest.Server
-	t        *testing.T
+	t        testing.TB
 	member   *etcd.Member
 	services map[string]string // address by namespace/name
 }
@@ -73,13 +73,13 @@ func (onlyAlice) Authorize(_ context.Context, a authorizer.Attributes) (authoriz
 	return authorizer.DecisionNoOpinion, "", nil
 }
 
-func start(t *testing.T) *cluster {
+func start(t testing.TB) *cluster {
 	t.Helper()
 	return on(t, etcdtest.New(t, 1, nil).Member(0))
 }
 
 // on starts a server on a member that others may use too.
-func on(t *testing.T, member *etcd.Member) *cluster {
+func on(t testing.TB, member *etcd.Member) *cluster {
 	t.Helper()
 	c := &cluster{t: t, member: member, services: map[string]string{}}
 	mutating, validating, err := webhook.New(webhook.Config{Image: late{c}, Services: c, Authorizer: onlyAlice{}})

@@ -6,13 +6,13 @@ package webhook
 import (
 	"context"
 	"fmt"
-	"log/slog"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/generic"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/mutating"
+	"k8s.io/apiserver/pkg/admission/plugin/webhook/predicates/rules"
 	"k8s.io/apiserver/pkg/admission/plugin/webhook/validating"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -35,8 +35,6 @@ type Config struct {
 	Services webhookutil.ServiceResolver
 	// Authorizer answers match conditions that ask what the user may do.
 	Authorizer authorizer.UnconditionalAuthorizer
-	// Log may be nil.
-	Log *slog.Logger
 }
 
 // Mutating is the plugin that asks mutating webhooks. It is safe for concurrent use.
@@ -58,13 +56,10 @@ var (
 
 // New makes both plugins.
 func New(cfg Config) (*Mutating, *Validating, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
 	m := &Mutating{configurations: &configurations[*admissionv1.MutatingWebhookConfiguration]{
-		image: cfg.Image, resource: resource("mutatingwebhookconfigurations"), log: cfg.Log}}
+		image: cfg.Image, resource: resource("mutatingwebhookconfigurations")}}
 	v := &Validating{configurations: &configurations[*admissionv1.ValidatingWebhookConfiguration]{
-		image: cfg.Image, resource: resource("validatingwebhookconfigurations"), log: cfg.Log}}
+		image: cfg.Image, resource: resource("validatingwebhookconfigurations")}}
 	var err error
 	if m.stock, err = mutating.NewMutatingWebhook(nil); err != nil {
 		return nil, nil, fmt.Errorf("set up mutating webhooks: %w", err)
@@ -104,8 +99,12 @@ func (m *Mutating) Handles(op admission.Operation) bool { return m.stock.Handles
 
 // Admit implements admission.MutationInterface.
 func (m *Mutating) Admit(ctx context.Context, a admission.Attributes, o admission.ObjectInterfaces) error {
-	if !m.configurations.refresh() {
+	some, err := m.configurations.refresh()
+	if !some || (err != nil && rules.IsExemptAdmissionConfigurationResource(a)) {
 		return nil
+	}
+	if err != nil {
+		return admission.NewForbidden(a, err)
 	}
 	return m.stock.Admit(ctx, a, o)
 }
@@ -115,8 +114,12 @@ func (v *Validating) Handles(op admission.Operation) bool { return v.stock.Handl
 
 // Validate implements admission.ValidationInterface.
 func (v *Validating) Validate(ctx context.Context, a admission.Attributes, o admission.ObjectInterfaces) error {
-	if !v.configurations.refresh() {
+	some, err := v.configurations.refresh()
+	if !some || (err != nil && rules.IsExemptAdmissionConfigurationResource(a)) {
 		return nil
+	}
+	if err != nil {
+		return admission.NewForbidden(a, err)
 	}
 	return v.stock.Validate(ctx, a, o)
 }
