@@ -19,8 +19,9 @@
 //	live        live connections to the servers; when the node is cut off
 //	server      the node's API on port 10250
 //
-// Nothing is kept that could not be found out again from the API server and the runtime: an agent
-// that ends leaves its containers running, and the next one takes them over.
+// Nothing is kept that could not be found out again from the API server and the runtime, except what
+// a pod that is resized was promised, in a file of its folder: an agent that ends leaves its containers
+// running, and the next one takes them over.
 package agent
 
 import (

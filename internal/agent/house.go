@@ -39,7 +39,7 @@ func (a *Agent) keepHouse(ctx context.Context) error {
 				a.parts.workers.Evict(pod.UID, "Evicted", message)
 			}
 		}
-		if err := a.cgroups.Share(a.parts.workers.Pods()); err != nil {
+		if err := a.cgroups.Share(a.parts.workers.Allocated()); err != nil {
 			a.Log.Debug("sharing the CPU among classes", "err", err)
 		}
 		if round%orphanEvery == 0 && a.known.Load() {

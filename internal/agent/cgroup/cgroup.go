@@ -90,33 +90,34 @@ func (t *Tree) Ensure(pod *corev1.Pod) error {
 	return nil
 }
 
-// Limits returns what a pod's group is limited to. A sum of containers' limits bounds the pod only if
-// every container has one.
+// Limits returns what a pod's group is limited to.
 func Limits(pod *corev1.Pod) cgroup.Resources {
-	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
-	r := cgroup.Resources{CPUShares: uint64(podspec.Shares(requests.Cpu().MilliValue()))}
-	if everyLimit(pod, corev1.ResourceCPU) {
-		r.CPUQuota, r.CPUPeriod = podspec.Quota(limits.Cpu().MilliValue()), podspec.QuotaPeriod
-	}
-	if everyLimit(pod, corev1.ResourceMemory) {
-		r.Memory = limits.Memory().Value()
+	l := podspec.LimitsOf(pod)
+	r := cgroup.Resources{CPUShares: uint64(l.Shares), Memory: l.Memory}
+	if l.Quota != 0 {
+		r.CPUQuota, r.CPUPeriod = l.Quota, podspec.QuotaPeriod
 	}
 	return r
 }
 
-func everyLimit(pod *corev1.Pod, name corev1.ResourceName) bool {
-	if pod.Spec.Resources != nil {
-		if q, ok := pod.Spec.Resources.Limits[name]; ok && !q.IsZero() {
-			return true
-		}
+// Resize changes the limits of a pod's group.
+func (t *Tree) Resize(pod *corev1.Pod, l podspec.Limits) error {
+	r := cgroup.Resources{CPUShares: uint64(l.Shares), CPUQuota: cgroup.Unlimited, CPUPeriod: podspec.QuotaPeriod, Memory: cgroup.Unlimited}
+	if l.Quota != 0 {
+		r.CPUQuota = l.Quota
 	}
-	for i := range pod.Spec.Containers {
-		if q := pod.Spec.Containers[i].Resources.Limits[name]; q.IsZero() {
-			return false
+	if l.Memory != 0 {
+		if usage, err := cgroup.Usage(t.PodPath(pod)); err != nil {
+			return fmt.Errorf("resize pod %s: %w", podspec.FullName(pod), err)
+		} else if usage.MemoryLimit > uint64(l.Memory) && usage.Memory >= uint64(l.Memory) {
+			return fmt.Errorf("cannot decrease memory limits: attempting to set pod memory limit (%d) below current usage (%d)", l.Memory, usage.Memory)
 		}
+		r.Memory = l.Memory
 	}
-	return true
+	if err := cgroup.Update(t.PodPath(pod), r); err != nil {
+		return fmt.Errorf("resize pod %s: %w", podspec.FullName(pod), err)
+	}
+	return nil
 }
 
 // removal bounds how long Remove waits for the kernel to let go of a group's last processes.

@@ -3,6 +3,7 @@ package cgroup_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"barque.dev/internal/agent/cgroup"
+	"barque.dev/internal/agent/podspec"
 	runtimecgroup "barque.dev/internal/runtime/cgroup"
 )
 
@@ -63,6 +65,18 @@ func TestTree(t *testing.T) {
 	}
 	if s, err := runtimecgroup.Usage(root + "/kubepods/podg"); err != nil || s.MemoryLimit != 64<<20 {
 		t.Errorf("memory limit %d, %v", s.MemoryLimit, err)
+	}
+	for _, want := range []podspec.Limits{{Shares: 2, Quota: 5000, Memory: 32 << 20}, {Shares: 204, Quota: 20_000, Memory: 128 << 20}, {Shares: 2}} {
+		if err := tree.Resize(pods["/kubepods/podg"], want); err != nil {
+			t.Fatal(err)
+		}
+		memory := uint64(want.Memory)
+		if memory == 0 {
+			memory = math.MaxUint64
+		}
+		if s, err := runtimecgroup.Usage(root + "/kubepods/podg"); err != nil || s.MemoryLimit != memory {
+			t.Errorf("memory limit %d, want %d; %v", s.MemoryLimit, memory, err)
+		}
 	}
 	uids, err := tree.Pods()
 	slices.Sort(uids)

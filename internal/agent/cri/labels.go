@@ -28,6 +28,10 @@ const (
 	// survive a restart of the agent.
 	AnnotationBackoff = "barque.dev/restart-backoff"
 
+	// AnnotationResources are the resources that the container was made with, in JSON. A resize
+	// in place does not change them.
+	AnnotationResources = "barque.dev/resources"
+
 	// AnnotationMessageFile is the file on the node that is mounted at the container's
 	// termination message path.
 	AnnotationMessageFile = "barque.dev/termination-message-file"
@@ -75,6 +79,11 @@ func ContainerAnnotations(pod *corev1.Pod, c *corev1.Container, attempt int, bac
 		AnnotationTerminationMessagePolicy: string(c.TerminationMessagePolicy),
 		AnnotationBackoff:                  backoff.String(),
 	}
+	resources, err := json.Marshal(c.Resources)
+	if err != nil {
+		return nil, err
+	}
+	annotations[AnnotationResources] = string(resources)
 	if messageFile != "" {
 		annotations[AnnotationMessageFile] = messageFile
 	}

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sort"
@@ -10,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	kubelettypes "k8s.io/kubelet/pkg/types"
@@ -52,6 +54,8 @@ type Container struct {
 	Image, ImageID, ImageRef string
 	// Hash is what Hash said of the definition the container was made from.
 	Hash string
+	// Resources are those that the container was made with; nil if it does not say.
+	Resources *corev1.ResourceRequirements
 	// Backoff has to pass after this container's end before its successor starts.
 	Backoff time.Duration
 	// MessageFile and MessagePolicy say where the termination message is.
@@ -199,6 +203,10 @@ func fromStatus(s *runtimeapi.ContainerStatus, sandbox string) Container {
 	}
 	if d, err := time.ParseDuration(annotations[AnnotationBackoff]); err == nil {
 		c.Backoff = d
+	}
+	var resources corev1.ResourceRequirements
+	if err := json.Unmarshal([]byte(annotations[AnnotationResources]), &resources); err == nil {
+		c.Resources = &resources
 	}
 	return c
 }

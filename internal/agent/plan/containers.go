@@ -125,7 +125,7 @@ func (p *planner) keep(spec *corev1.Container, sandbox string) bool {
 		}
 		return true
 	default:
-		if !p.restarts(spec, c) {
+		if !p.Resized[c.ID] && !p.restarts(spec, c) {
 			return false
 		}
 		p.start(spec, c, sandbox)
@@ -142,6 +142,9 @@ func (p *planner) check(spec *corev1.Container, c cri.Container) bool {
 	switch {
 	case changed:
 		message = "Container %s definition changed"
+	case p.restartsToResize(spec, c):
+		p.kill(c, Kill{Grace: p.grace(nil), Message: "Container %s resize requires restart", Resize: true})
+		return true
 	case probes.Liveness == Failure && spec.LivenessProbe != nil:
 		message, probe = "Container %s failed liveness probe", spec.LivenessProbe
 	case probes.Startup == Failure && spec.StartupProbe != nil:
@@ -191,7 +194,7 @@ func (p *planner) start(spec *corev1.Container, last cri.Container, sandbox stri
 	}
 	// Containers start one after the other, in the order of the definition: a post-start hook
 	// holds back those behind it.
-	if len(p.d.Start) > 0 || p.starting() || !p.may(TaskStart(spec.Name)) {
+	if p.narrow || len(p.d.Start) > 0 || p.starting() || !p.may(TaskStart(spec.Name)) {
 		return
 	}
 	p.d.Start = append(p.d.Start, s)

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"barque.dev/internal/agent/cri"
+	"barque.dev/internal/agent/podspec"
 )
 
 // The shape of the restart delay: the first restart is at once, the next after BackoffInitial,
@@ -59,6 +60,9 @@ type Task string
 // The tasks of a pod. A container is started by name, and stopped by id.
 const TaskSandbox Task = "sandbox"
 
+// TaskResize changes resources of what runs.
+const TaskResize Task = "resize"
+
 // TaskStart is the start of the container of that name, with pulling its image.
 func TaskStart(name string) Task { return Task("start/" + name) }
 
@@ -79,6 +83,13 @@ type Input struct {
 	Busy map[Task]time.Time
 	// NotBefore holds tasks that failed, and when they may be tried again.
 	NotBefore map[Task]time.Time
+	// Applied holds the resources that running containers have, by id. The definition has those
+	// they should have. A container that is missing has what it should.
+	Applied map[string]corev1.ResourceRequirements
+	// Limits of the pod's control group; nil if they are as they should be.
+	Limits *podspec.Limits
+	// Resized holds the ids of containers that were stopped in order to be resized.
+	Resized map[string]bool
 	// Stop is nil while the pod should run.
 	Stop *Stop
 	Now  time.Time
@@ -91,6 +102,10 @@ type Decision struct {
 	StopSandboxes []string
 	Start         []Start
 	Kill          []Kill
+	// Resize, if anything of what runs is to get other resources.
+	Resize *Resize
+	// Resizing: something that runs does not have the resources it should.
+	Resizing bool
 	// Backoff holds the containers that wait for their restart delay, and until when.
 	Backoff map[string]Backoff
 	// Wake is when to decide again even if nothing happens; zero for never.
@@ -120,6 +135,8 @@ type Kill struct {
 	// Now: without pre-stop hook.
 	Now     bool
 	Message string
+	// Resize: the container is started again with other resources, however it ends.
+	Resize bool
 }
 
 // Backoff is the restart delay of a container.
@@ -142,6 +159,8 @@ func Next(in Input) Decision {
 type planner struct {
 	Input
 	d Decision
+	// narrow: the pod's control group has to be widened before anything changes in it.
+	narrow bool
 }
 
 // wake asks for another decision at t.
@@ -173,6 +192,7 @@ func (p *planner) run() {
 	if !p.stopOldSandboxes(sandbox.ID) {
 		return
 	}
+	p.resize(sandbox.ID)
 	initialized, failed := p.initContainers(sandbox.ID)
 	if failed {
 		p.end()

@@ -13,6 +13,7 @@ const (
 	QuotaPeriod    = 100_000
 	minQuota       = 1_000
 	milliPerCPU    = 1000
+	noLimit        = -1
 	hugepagePrefix = "hugepages-"
 )
 
@@ -113,6 +114,19 @@ func Resources(pod *corev1.Pod, c *corev1.Container, memory int64, unified bool)
 		// All processes of a container go together when one runs out of memory: half a
 		// container helps nobody.
 		r.Unified = map[string]string{"memory.oom.group": "1"}
+	}
+	return r
+}
+
+// Resized returns what the runtime is told about a running container that gets other resources than it
+// had: Resources, and of limits that it no longer has, that there are none.
+func Resized(pod *corev1.Pod, c *corev1.Container, had corev1.ResourceRequirements, memory int64, unified bool) *runtimeapi.LinuxContainerResources {
+	r := Resources(pod, c, memory, unified)
+	if r.CpuQuota == 0 && !had.Limits.Cpu().IsZero() {
+		r.CpuPeriod, r.CpuQuota = QuotaPeriod, noLimit
+	}
+	if r.MemoryLimitInBytes == 0 && !had.Limits.Memory().IsZero() {
+		r.MemoryLimitInBytes = noLimit
 	}
 	return r
 }

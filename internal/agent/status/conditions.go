@@ -14,7 +14,8 @@ import (
 // owned are the condition types that the agent writes; all others belong to others.
 func owned(t corev1.PodConditionType) bool {
 	switch t {
-	case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers:
+	case corev1.PodScheduled, corev1.PodReady, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReadyToStartContainers,
+		corev1.PodResizePending, corev1.PodResizeInProgress:
 		return true
 	}
 	return false
@@ -37,8 +38,11 @@ func conditions(in Input, s corev1.PodStatus) []corev1.PodCondition {
 		containers,
 		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 	}
+	own = append(own, resizing(in.Resize)...)
 	for i := range own {
-		own[i].ObservedGeneration = in.Pod.Generation
+		if own[i].ObservedGeneration == 0 {
+			own[i].ObservedGeneration = in.Pod.Generation
+		}
 		own[i].LastTransitionTime = metav1.NewTime(in.Now.Truncate(time.Second))
 		for _, before := range in.Pod.Status.Conditions {
 			if before.Type == own[i].Type && before.Status == own[i].Status {
@@ -57,6 +61,22 @@ func readyToStart(in Input) corev1.PodCondition {
 		c.Status = corev1.ConditionTrue
 	}
 	return c
+}
+
+// resizing returns the conditions that a pod has only while it is being resized.
+func resizing(r Resize) []corev1.PodCondition {
+	var out []corev1.PodCondition
+	if r.Pending != nil {
+		out = append(out, corev1.PodCondition{Type: corev1.PodResizePending, Status: corev1.ConditionTrue, Reason: r.Pending.Reason, Message: r.Pending.Message})
+	}
+	if r.InProgress {
+		c := corev1.PodCondition{Type: corev1.PodResizeInProgress, Status: corev1.ConditionTrue, ObservedGeneration: r.Generation}
+		if r.Error != "" {
+			c.Reason, c.Message = corev1.PodReasonError, r.Error
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 func initialized(in Input, s corev1.PodStatus) corev1.PodCondition {

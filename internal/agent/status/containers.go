@@ -84,6 +84,9 @@ func describe(st *corev1.ContainerStatus, in Input, spec *corev1.Container, c cr
 	st.User = userOf(c.User)
 	st.AllocatedResources = spec.Resources.Requests.DeepCopy()
 	resources := spec.Resources.DeepCopy()
+	if applied, known := in.Applied[c.ID]; known && c.State == cri.StateRunning {
+		resources = applied.DeepCopy()
+	}
 	resources.Claims = nil
 	st.Resources = resources
 	for _, m := range spec.VolumeMounts {

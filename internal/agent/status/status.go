@@ -11,6 +11,7 @@ import (
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/plan"
+	"barque.dev/internal/agent/podspec"
 )
 
 // Waiting says why a container does not run, in the words of its API status.
@@ -20,7 +21,8 @@ type Waiting struct {
 
 // Input is everything a status depends on. Compute does not change it.
 type Input struct {
-	// Pod with the status known last, from which what others wrote is taken over.
+	// Pod with the resources that the node has allocated to it, and with the status known last,
+	// from which what others wrote is taken over.
 	Pod      *corev1.Pod
 	Observed cri.Pod
 	Probes   map[string]plan.Probes
@@ -28,6 +30,9 @@ type Input struct {
 	Waiting map[string]Waiting
 	// Starting holds the names of containers whose start (post-start hook) is not yet over.
 	Starting map[string]bool
+	// Applied holds the resources that containers have, by id, where they are known.
+	Applied map[string]corev1.ResourceRequirements
+	Resize  Resize
 	// Ended: nothing runs and nothing will run again.
 	Ended bool
 	// Verdict, if set, is the pod's end as decided by the agent rather than by its containers.
@@ -36,6 +41,18 @@ type Input struct {
 	Runtime string
 	HostIPs []string
 	Now     time.Time
+}
+
+// Resize is how far a change of a running pod's resources has come (KEP-1287).
+type Resize struct {
+	// Pending is why the node has not agreed to the resources of the pod's definition; nil if it
+	// has. Its reason is Deferred or Infeasible.
+	Pending *podspec.Refusal
+	// InProgress: what runs does not have the resources that the node agreed to. Error is why the
+	// last attempt failed, Generation that of the definition agreed to.
+	InProgress bool
+	Error      string
+	Generation int64
 }
 
 // Verdict is a pod's end by the agent's decision: not admitted, evicted, past its deadline.

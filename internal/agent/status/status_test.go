@@ -1,16 +1,19 @@
 package status_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
 	"barque.dev/internal/agent/cri"
 	"barque.dev/internal/agent/plan"
+	"barque.dev/internal/agent/podspec"
 	"barque.dev/internal/agent/status"
 )
 
@@ -198,4 +201,41 @@ func TestStable(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestResize: what a pod was allocated and what its containers have are told apart, and the conditions
+// are there only as long as there is something to tell.
+func TestResize(t *testing.T) {
+	memory := func(q string) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(q)}}
+	}
+	p := pod(corev1.RestartPolicyAlways)
+	p.Spec.Containers[0].Resources = memory("2Mi")
+	in := input(p, container("a", cri.StateRunning, 0), container("b", cri.StateExited, 1))
+	in.Applied = map[string]corev1.ResourceRequirements{"a-id": memory("1Mi"), "b-id": memory("1Mi")}
+	in.Resize = status.Resize{Pending: &podspec.Refusal{Reason: corev1.PodReasonDeferred, Message: "no room"}, InProgress: true, Error: "busy", Generation: 2}
+	s := status.Compute(in)
+	a, b := s.ContainerStatuses[0], s.ContainerStatuses[1]
+	if a.Resources.Requests.Memory().String() != "1Mi" || a.AllocatedResources.Memory().String() != "2Mi" || len(b.Resources.Requests) != 0 {
+		t.Errorf("a has %v of %v; b, which does not run, has %v", a.Resources, a.AllocatedResources, b.Resources)
+	}
+	find := func(s corev1.PodStatus, kind corev1.PodConditionType) string {
+		for _, c := range s.Conditions {
+			if c.Type == kind {
+				return fmt.Sprint(c.Status, c.Reason, c.Message, c.ObservedGeneration)
+			}
+		}
+		return ""
+	}
+	if got := find(s, corev1.PodResizePending); got != "TrueDeferredno room3" {
+		t.Errorf("pending: %q", got)
+	}
+	if got := find(s, corev1.PodResizeInProgress); got != "TrueErrorbusy2" {
+		t.Errorf("in progress: %q", got)
+	}
+	in.Pod.Status, in.Resize = s, status.Resize{}
+	s = status.Compute(in)
+	if find(s, corev1.PodResizePending)+find(s, corev1.PodResizeInProgress) != "" {
+		t.Errorf("conditions of a resize that is over: %+v", s.Conditions)
+	}
 }

@@ -33,6 +33,8 @@ import (
 type Cgroups interface {
 	PodPath(pod *corev1.Pod) string
 	Ensure(pod *corev1.Pod) error
+	// Resize changes the limits of a group that Ensure has made.
+	Resize(pod *corev1.Pod, limits podspec.Limits) error
 	Remove(uid types.UID) error
 }
 
@@ -260,6 +262,7 @@ func (m *Manager) worker(pod *corev1.Pod, gone bool) *worker {
 		delete(m.workers, pod.UID)
 		close(m.idle)
 		m.idle = make(chan struct{})
+		m.retryResizes()
 	}()
 	return w
 }
@@ -308,7 +311,7 @@ func (m *Manager) admit(w *worker, pod *corev1.Pod) *podspec.Refusal {
 		if o != w && o.admitted {
 			o.mu.Lock()
 			if o.pod != nil && !o.ended {
-				others = append(others, o.pod)
+				others = append(others, o.promised(o.pod))
 			}
 			o.mu.Unlock()
 		}
@@ -317,6 +320,8 @@ func (m *Manager) admit(w *worker, pod *corev1.Pod) *podspec.Refusal {
 		return r
 	}
 	w.admitted = true
+	asked := podspec.Asked(pod)
+	w.allocated = &asked
 	return nil
 }
 

@@ -45,7 +45,7 @@ func (w *worker) report(ctx context.Context, pod *corev1.Pod, observed cri.Pod, 
 	}
 	desired := status.Compute(status.Input{
 		Pod: pod, Observed: observed, Probes: w.probeResults(observed),
-		Waiting: w.waiting, Starting: starting,
+		Waiting: w.waiting, Starting: starting, Applied: w.applied(observed), Resize: w.resizeStatus(),
 		Ended: d.Ended && !fenced, Verdict: w.verdict,
 		Runtime: w.m.RuntimeName, HostIPs: w.m.Node.Facts().HostIPs, Now: now(),
 	})

@@ -74,6 +74,7 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt uin
 		w.eventf(pod, "", corev1.EventTypeWarning, "FailedCreatePodContainer", "unable to ensure pod container exists: %v", err)
 		return err
 	}
+	w.setLimits(podspec.LimitsOf(pod))
 	handler, err := w.m.Node.Handler(ctx, pod)
 	if err != nil {
 		w.eventf(pod, "", corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v", err)

@@ -53,6 +53,8 @@ func (w *worker) step(ctx context.Context) (wake time.Time, done bool) {
 	}
 	at := now()
 	stop, fenced, wakeStop := w.stop(pod, gone, at)
+	known := pod
+	pod, wakeResize := w.allocate(known, &observed, stop != nil)
 	if stop == nil {
 		w.m.Objects.Use(pod)
 	}
@@ -60,17 +62,24 @@ func (w *worker) step(ctx context.Context) (wake time.Time, done bool) {
 	in := plan.Input{
 		Pod: pod, Observed: observed, Probes: w.probeResults(observed),
 		Busy: w.busyFor(), NotBefore: w.notBefore(), Stop: stop, Now: at,
+		Applied: w.applied(observed), Limits: w.limits(), Resized: w.resizes.killed,
 	}
 	decision := plan.Next(in)
-	wake = earliest(decision.Wake, wakeStop)
+	w.noteResize(pod, decision, stop)
+	wake = earliest(earliest(decision.Wake, wakeStop), wakeResize)
 	w.note(pod, decision)
 	w.mu.Lock()
-	w.ended = decision.Ended && !fenced
+	ended := decision.Ended && !fenced
+	changed := ended != w.ended
+	w.ended = ended
 	w.mu.Unlock()
+	if changed {
+		w.m.wakeResizes()
+	}
 	w.act(ctx, pod, observed, decision, stop)
 
 	current := w.report(ctx, pod, observed, decision, fenced)
-	wake = earliest(wake, w.keepVolumes(ctx, pod, observed, stop, at))
+	wake = earliest(wake, w.keepVolumes(ctx, known, pod, observed, stop, at))
 	w.tidy(ctx, observed)
 	if decision.Stopped && !fenced {
 		done, when := w.finish(ctx, pod, observed, gone, current)
@@ -205,10 +214,17 @@ func (w *worker) act(ctx context.Context, pod *corev1.Pod, observed cri.Pod, d p
 	}
 	for _, k := range d.Kill {
 		c := k
+		if k.Resize {
+			w.resizes.killed[k.ID] = true
+		}
 		w.begin(ctx, plan.TaskKill(k.ID), now().Add(k.Grace), func(ctx context.Context) error { return w.killContainer(ctx, pod, observed, c) })
 	}
 	for _, id := range d.StopSandboxes {
 		w.begin(ctx, plan.TaskStopSandbox(id), time.Time{}, func(ctx context.Context) error { return w.stopSandbox(ctx, id) })
+	}
+	if d.Resize != nil {
+		r := *d.Resize
+		w.begin(ctx, plan.TaskResize, time.Time{}, func(ctx context.Context) error { return w.resize(ctx, pod, observed, r) })
 	}
 	for _, s := range d.Start {
 		start := s
@@ -220,7 +236,8 @@ func (w *worker) act(ctx context.Context, pod *corev1.Pod, observed cri.Pod, d p
 }
 
 // keepVolumes brings volumes up to date when something they show has changed, or is about to expire.
-func (w *worker) keepVolumes(ctx context.Context, pod *corev1.Pod, observed cri.Pod, stop *plan.Stop, at time.Time) time.Time {
+// known is the version of the pod that the step looks at, pod the same with what was allocated to it.
+func (w *worker) keepVolumes(ctx context.Context, known, pod *corev1.Pod, observed cri.Pod, stop *plan.Stop, at time.Time) time.Time {
 	sandbox, ok := observed.Sandbox()
 	if stop != nil || !ok || !sandbox.Ready || len(pod.Spec.Volumes) == 0 {
 		return time.Time{}
@@ -234,7 +251,7 @@ func (w *worker) keepVolumes(ctx context.Context, pod *corev1.Pod, observed cri.
 	w.mu.Lock()
 	due := w.stale || !w.refreshAt.IsZero() && !at.Before(w.refreshAt) || w.retries[taskVolumes].delay > 0
 	// A version that came while this step was under way has yet to be shown: its step follows.
-	w.stale = w.stale && w.pod != pod
+	w.stale = w.stale && w.pod != known
 	w.mu.Unlock()
 	if !due {
 		return w.refreshAt

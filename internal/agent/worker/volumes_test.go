@@ -52,7 +52,7 @@ func newVolumes(t *testing.T, pod *corev1.Pod) *volumes {
 // step has the worker look after the volumes of a version of the pod, and tells whether it did
 // anything. What it began has ended when step returns.
 func (v *volumes) step(pod *corev1.Pod) (busy bool) {
-	v.w.keepVolumes(v.Context(), pod, v.observed, nil, v.at)
+	v.w.keepVolumes(v.Context(), pod, pod, v.observed, nil, v.at)
 	busy = v.w.busy[taskVolumes] != nil
 	v.w.tasks.Wait()
 	v.w.collect()
@@ -90,9 +90,9 @@ func TestVolumesShowAChangeThatCameDuringARefresh(t *testing.T) {
 	first, second := coloured("1", "blue"), coloured("2", "green")
 	v := newVolumes(t, first)
 	v.w.update(first)
-	v.w.keepVolumes(t.Context(), first, v.observed, nil, v.at)
+	v.w.keepVolumes(t.Context(), first, first, v.observed, nil, v.at)
 	v.w.update(second)
-	v.w.keepVolumes(t.Context(), second, v.observed, nil, v.at) // one at a time: this one waits
+	v.w.keepVolumes(t.Context(), second, second, v.observed, nil, v.at) // one at a time: this one waits
 	v.w.tasks.Wait()
 	v.w.collect()
 	if got := v.shown("u"); got != `color="blue"` {

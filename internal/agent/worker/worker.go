@@ -29,8 +29,15 @@ type worker struct {
 	// mounting is held while a container that mounts images is made.
 	mounting sync.Mutex
 
-	// admitted is guarded by the manager's lock.
+	// What follows is guarded by the manager's lock.
+
 	admitted bool
+	// allocated is what the node has promised to the pod; nil before that is known. It is
+	// replaced, not changed. agreed is the generation that asked for it, once the pod was
+	// resized, refused why it is not what the pod asks for now.
+	allocated *podspec.Allocation
+	agreed    int64
+	refused   *podspec.Refusal
 
 	mu sync.Mutex
 	// pod is the newest version seen, from the watch or as the answer to a write of ours.
@@ -62,6 +69,7 @@ type worker struct {
 	// server told.
 	cleaned, removed, deleted bool
 	backoff                   map[string]int // attempts whose back-off was announced, by container name
+	resizes                   resizes
 }
 
 // task is an effect under way.
@@ -96,7 +104,7 @@ func newWorker(m *Manager, pod *corev1.Pod) *worker {
 		m: m, uid: pod.UID, name: podspec.FullName(pod), wake: make(chan struct{}, 1), pod: pod,
 		probes: map[string]plan.Probes{}, busy: map[plan.Task]*task{}, retries: map[plan.Task]retry{},
 		waiting: map[string]status.Waiting{}, probing: map[string]*probing{}, messages: map[string]string{},
-		backoff: map[string]int{}, seen: time.Now(),
+		backoff: map[string]int{}, seen: time.Now(), resizes: resizes{killed: map[string]bool{}},
 	}
 }
 
@@ -223,6 +231,7 @@ func (w *worker) collect() {
 			w.refreshAt = r.next
 		}
 		w.learn(r)
+		w.learnResize(r)
 		if r.err == nil {
 			w.deleted = w.deleted || r.task == taskDelete
 			delete(w.retries, r.task)

@@ -155,6 +155,21 @@ func (r *Runtime) ContainerStatus(_ context.Context, in *runtimeapi.ContainerSta
 	return &runtimeapi.ContainerStatusResponse{Status: s}, nil
 }
 
+// UpdateContainerResources implements CRI.
+func (r *Runtime) UpdateContainerResources(_ context.Context, in *runtimeapi.UpdateContainerResourcesRequest, _ ...grpc.CallOption) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[in.GetContainerId()]
+	if c == nil {
+		return nil, notFound("container", in.GetContainerId())
+	}
+	if err := r.call("UpdateContainerResources", c.config.GetMetadata().GetName()); err != nil {
+		return nil, err
+	}
+	c.config.Linux.Resources = in.GetLinux()
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
 // ReopenContainerLog implements CRI: whatever is at the log's path is left alone, and a new file is
 // made if nothing is.
 func (r *Runtime) ReopenContainerLog(_ context.Context, in *runtimeapi.ReopenContainerLogRequest, _ ...grpc.CallOption) (*runtimeapi.ReopenContainerLogResponse, error) {
