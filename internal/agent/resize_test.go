@@ -184,3 +184,33 @@ func TestResizeFails(t *testing.T) {
 	c.runtime.Fail("UpdateContainerResources", nil)
 	c.eventually("resized", c.has("web", "a", amounts("20m", "32Mi")))
 }
+
+// TestRoomOfPodsThatAreGone: a pod that was deleted for good, and whose containers take a moment to end,
+// does not cost the next one its place.
+func TestRoomOfPodsThatAreGone(t *testing.T) {
+	c := newCluster(t)
+	c.start()
+	node, err := c.client.CoreV1().Nodes().Get(t.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := amounts("10m", "16Mi")
+	large.Requests[corev1.ResourceMemory] = *resource.NewQuantity(node.Status.Allocatable.Memory().Value()/10*6, resource.BinarySI)
+	large.Limits = nil
+	one, two := newPod("one", "one"), newPod("two", "two")
+	one.Spec.Containers[0].Resources, two.Spec.Containers[0].Resources = large, large
+	c.create(one)
+	c.eventually("ready", c.isReady("one"))
+	c.runtime.OnSignal(func(string) (int32, bool) { return 0, false })
+	if err := c.client.CoreV1().Pods("default").Delete(t.Context(), "one", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.create(two)
+	c.eventually("the next one runs or is refused", func() bool {
+		p := c.pod("two")
+		return p.Status.Phase == corev1.PodFailed || c.isReady("two")()
+	})
+	if p := c.pod("two"); p.Status.Phase == corev1.PodFailed {
+		t.Errorf("refused: %s", p.Status.Message)
+	}
+}

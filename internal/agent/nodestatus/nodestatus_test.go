@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -108,7 +109,7 @@ func TestReporter(t *testing.T) {
 	r.Wake()
 	eventually(t, "images are reported", func() bool {
 		n, err := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
-		return err == nil && len(n.Status.Images) == 1
+		return err == nil && len(n.Status.Images) == 1 && slices.Equal(n.Status.DeclaredFeatures, []string{"InPlacePodVerticalScalingInitContainers"})
 	})
 	if got := patches.Load(); got != sent {
 		t.Errorf("%d patches without a change", got-sent)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features/inplacepodresize"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"barque.dev/internal/agent/cri"
@@ -291,6 +292,7 @@ func (r *Reporter) status(ctx context.Context, old corev1.NodeStatus, facts Fact
 	}
 	s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: r.Hostname})
 	s.DaemonEndpoints.KubeletEndpoint.Port = r.Port
+	s.DeclaredFeatures = []string{inplacepodresize.IPPRInitContainersFeatureGate}
 	var health Health
 	s.NodeInfo, health = r.info(ctx, facts)
 	s.Conditions = Conditions(facts, r.Reserved, health, old.Conditions, time.Now())

@@ -310,7 +310,9 @@ func (m *Manager) admit(w *worker, pod *corev1.Pod) *podspec.Refusal {
 	for _, o := range m.workers {
 		if o != w && o.admitted {
 			o.mu.Lock()
-			if o.pod != nil && !o.ended {
+			// Whoever placed the pod does not know of one that is gone from the API server any
+			// more: to refuse the pod for good, because that one takes a moment to end, would be wrong.
+			if o.pod != nil && !o.ended && !o.gone {
 				others = append(others, o.promised(o.pod))
 			}
 			o.mu.Unlock()

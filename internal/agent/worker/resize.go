@@ -167,12 +167,12 @@ func (m *Manager) decideResizes() {
 	workers = slices.DeleteFunc(workers, func(w *worker) bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.pod == nil || w.ended {
+		if w.pod == nil || w.ended || w.gone {
 			w.refused = nil
 			return true
 		}
 		p := podspec.Resizable{Pod: w.pod, Allocated: *w.allocated}
-		if w.gone || w.pod.DeletionTimestamp != nil {
+		if w.pod.DeletionTimestamp != nil {
 			p.Pod = w.promised(w.pod) // it asks for nothing any more
 		}
 		pods = append(pods, p)
