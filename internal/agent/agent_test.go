@@ -36,6 +36,7 @@ import (
 	"barque.dev/internal/agent/live"
 	runtimecgroup "barque.dev/internal/runtime/cgroup"
 	"barque.dev/internal/testkit"
+	"barque.dev/internal/testkit/fakeclient"
 )
 
 func TestMain(m *testing.M) {
@@ -68,7 +69,7 @@ var _ authorizer.Authorizer = authorizerfactory.NewAlwaysAllowAuthorizer()
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{T: t, client: fake.NewClientset(), runtime: critest.New(image), root: t.TempDir()}
+	c := &cluster{T: t, client: fakeclient.Clientset(), runtime: critest.New(image), root: t.TempDir()}
 	c.config = agent.Config{
 		NodeName: nodeName, NodeIPs: []string{"192.0.2.7"}, Client: c.client, Runtime: c.runtime, Images: c.runtime,
 		RootDir: c.root, CgroupRoot: fmt.Sprintf("/barque-test-%d", os.Getpid()),

@@ -35,6 +35,7 @@ import (
 	"barque.dev/internal/runtime/containerd"
 	"barque.dev/internal/runtime/images/imagetest"
 	"barque.dev/internal/testkit"
+	"barque.dev/internal/testkit/fakeclient"
 	"barque.dev/internal/testkit/sweep"
 )
 
@@ -116,7 +117,7 @@ func newMachine(t *testing.T) *machine {
 	certificate.StartTLS()
 	pair := certificate.TLS.Certificates
 	certificate.Close()
-	m := &machine{T: t, client: fake.NewClientset()}
+	m := &machine{T: t, client: fakeclient.Clientset()}
 	m.config = agent.Config{
 		NodeName: nodeName, NodeIPs: []string{"127.0.0.1"}, Client: m.client, Runtime: cri, Images: cri,
 		RootDir: filepath.Join(data, "agent"), CgroupRoot: cgroupRoot(data), ClusterDNS: []string{"10.43.0.10"}, ClusterDomain: "cluster.local",
