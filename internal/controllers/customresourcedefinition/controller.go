@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"barque.dev/internal/api"
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/kit"
 )
@@ -77,6 +78,27 @@ func (c *controller) group(ctx context.Context, group string) ([]apiextensionsv1
 	return out, nil
 }
 
+// builtin are the resources of a group that no definition makes.
+func (c *controller) builtin(group string) []*api.Resource {
+	var out []*api.Resource
+	for _, r := range c.deps.Kinds.Resources() {
+		if r.Group == group && r.Custom == nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// served is the resource of a definition's plural, as it is served here; nil if it is not.
+func (c *controller) served(crd *apiextensionsv1.CustomResourceDefinition) *api.Resource {
+	for _, r := range c.deps.Kinds.Resources() {
+		if r.Group == crd.Spec.Group && r.Resource == crd.Status.AcceptedNames.Plural {
+			return r
+		}
+	}
+	return nil
+}
+
 func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var crd apiextensionsv1.CustomResourceDefinition
 	if err := c.deps.Client.Get(ctx, req.NamespacedName, &crd); err != nil {
@@ -90,7 +112,7 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	next := crd.DeepCopy()
-	accept(next, group)
+	accept(next, group, c.builtin(crd.Spec.Group))
 	describe(next)
 	return reconcile.Result{}, c.report(ctx, next, &crd)
 }
@@ -147,13 +169,20 @@ func (c *controller) finalize(ctx context.Context, crd *apiextensionsv1.CustomRe
 	return reconcile.Result{}, nil
 }
 
-// empty asks for the deletion of all custom resources of a definition, and tells how many are left.
+// empty asks for the deletion of all custom resources of a definition, and tells how many are left. What a client acts on it
+// finds by kind: that is the definition's own only where the definition is what is served. A definition with the name of a
+// built-in resource, which could once be established, never had objects; one with the kind of another resource may have
+// some that nobody can reach.
 func (c *controller) empty(ctx context.Context, crd *apiextensionsv1.CustomResourceDefinition) (int, error) {
-	version, err := apihelpers.GetCRDStorageVersion(crd)
-	if err != nil {
-		return 0, err
+	kind := schema.GroupVersionKind{Group: crd.Spec.Group, Kind: crd.Status.AcceptedNames.Kind}
+	switch served := c.served(crd); {
+	case served != nil && served.Custom == nil:
+		return 0, nil
+	case served == nil || served.Kind != kind.Kind:
+		return 0, fmt.Errorf("%s of kind %s is not served here", crd.Name, kind.Kind)
+	default:
+		kind.Version = served.Kept.Version
 	}
-	kind := schema.GroupVersionKind{Group: crd.Spec.Group, Version: version, Kind: crd.Status.AcceptedNames.Kind}
 	objs, err := c.instances(ctx, kind)
 	if err != nil {
 		return 0, err

@@ -1,16 +1,21 @@
 package customresourcedefinition
 
 import (
+	"strings"
 	"testing"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/controllertest"
+	"barque.dev/internal/controllers/kit"
 )
 
 func TestNamesThatBecomeFreeAreGiven(t *testing.T) {
@@ -59,5 +64,45 @@ func TestNeverEstablishedGoesAtOnce(t *testing.T) {
 	}
 	if c := apihelpers.FindCRDCondition(got, apiextensionsv1.Terminating); c == nil || c.Reason != "NeverEstablished" {
 		t.Errorf("condition is %+v", c)
+	}
+}
+
+// builtinNamed is an established definition of names that built-in resources have, as older servers let them be.
+func builtinNamed(group, plural, kind string) *apiextensionsv1.CustomResourceDefinition {
+	crd := definition(plural+"."+group, names(plural, kind))
+	crd.Spec.Group, crd.Finalizers = group, []string{apiextensionsv1.CustomResourceCleanupFinalizer, "example.com/hold"}
+	crd.Spec.Versions = []apiextensionsv1.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true}}
+	crd.Status.AcceptedNames = crd.Spec.Names
+	apihelpers.SetCRDCondition(&crd, apiextensionsv1.CustomResourceDefinitionCondition{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue})
+	return &crd
+}
+
+// TestBuiltinObjectsSurvive: what goes with a definition is its custom resources, whatever kind it names.
+func TestBuiltinObjectsSurvive(t *testing.T) {
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "cluster-admin"}}
+	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "system-cluster-critical"}}
+	roles := builtinNamed("rbac.authorization.k8s.io", "clusterroles", "ClusterRole")
+	foos := builtinNamed("scheduling.k8s.io", "foos", "PriorityClass")
+	w := controllertest.New(t, role, class, roles, foos)
+	c := New(w.Deps())
+	for _, crd := range []*apiextensionsv1.CustomResourceDefinition{roles, foos} {
+		if err := w.Delete(t.Context(), controllertest.Reload(w, crd)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Reconcile(c, roles)
+	if _, err := c.Reconcile(t.Context(), kit.RequestFor(foos)); err == nil || !strings.Contains(err.Error(), "foos.scheduling.k8s.io of kind PriorityClass is not served here") {
+		t.Errorf("a resource of another's kind is emptied: %v", err)
+	}
+	for _, obj := range []client.Object{role, class} {
+		if err := w.Get(t.Context(), client.ObjectKeyFromObject(obj), obj); err != nil {
+			t.Errorf("%s went with a definition: %v", obj.GetName(), err)
+		}
+	}
+	if apihelpers.CRDHasFinalizer(controllertest.Reload(w, roles), apiextensionsv1.CustomResourceCleanupFinalizer) {
+		t.Error("a definition that never had objects is held")
+	}
+	if !apihelpers.CRDHasFinalizer(controllertest.Reload(w, foos), apiextensionsv1.CustomResourceCleanupFinalizer) {
+		t.Error("a definition whose objects nobody reaches is let go")
 	}
 }

@@ -7,7 +7,10 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"pgregory.net/rapid"
+
+	"barque.dev/internal/api"
 )
 
 func definition(name string, names apiextensionsv1.CustomResourceDefinitionNames) apiextensionsv1.CustomResourceDefinition {
@@ -23,7 +26,7 @@ func names(plural, kind string, short ...string) apiextensionsv1.CustomResourceD
 
 func TestNames(t *testing.T) {
 	holder := definition("ships.example.com", names("ships", "Ship", "sh"))
-	accept(&holder, nil)
+	accept(&holder, nil, nil)
 	if !apihelpers.IsCRDConditionTrue(&holder, apiextensionsv1.Established) {
 		t.Fatalf("alone: %+v", holder.Status)
 	}
@@ -39,7 +42,7 @@ func TestNames(t *testing.T) {
 		{"a plural that is another's short name", names("sh", "Boat"), `PluralConflict "sh" is already in use`},
 	} {
 		crd := definition("boats.example.com", tt.names)
-		accept(&crd, []apiextensionsv1.CustomResourceDefinition{holder, crd})
+		accept(&crd, []apiextensionsv1.CustomResourceDefinition{holder, crd}, nil)
 		c := apihelpers.FindCRDCondition(&crd, apiextensionsv1.NamesAccepted)
 		if got := c.Reason + " " + c.Message; got != tt.want {
 			t.Errorf("%s: %s", tt.about, got)
@@ -50,13 +53,48 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestNamesOfBuiltinResources: nobody is given them, and whoever holds one is told that it is none of his.
+func TestNamesOfBuiltinResources(t *testing.T) {
+	builtin := []*api.Resource{{
+		GroupResource: schema.GroupResource{Group: "example.com", Resource: "ships"}, Singular: "ship", ShortNames: []string{"sh"},
+		Kind: "Ship", ListKind: "ShipList",
+	}}
+	for about, tt := range map[string]struct {
+		want   apiextensionsv1.CustomResourceDefinitionNames
+		reason string
+	}{
+		"plural":     {names("ships", "Boat"), "PluralConflict"},
+		"kind":       {apiextensionsv1.CustomResourceDefinitionNames{Plural: "boats", Kind: "Ship", ListKind: "BoatList"}, "KindConflict"},
+		"list kind":  {apiextensionsv1.CustomResourceDefinitionNames{Plural: "boats", Kind: "Boat", ListKind: "ShipList"}, "ListKindConflict"},
+		"list":       {apiextensionsv1.CustomResourceDefinitionNames{Plural: "boats", Kind: "ShipList", ListKind: "ShipListList"}, "KindConflict"},
+		"short name": {names("boats", "Boat", "sh"), "ShortNamesConflict"},
+		"singular":   {apiextensionsv1.CustomResourceDefinitionNames{Plural: "boats", Singular: "ship", Kind: "Boat", ListKind: "BoatList"}, "SingularConflict"},
+	} {
+		fresh, old := definition("x.example.com", tt.want), definition("x.example.com", tt.want)
+		accept(&old, nil, nil)
+		for who, crd := range map[string]*apiextensionsv1.CustomResourceDefinition{"wants": &fresh, "holds": &old} {
+			accept(crd, nil, builtin)
+			if c := apihelpers.FindCRDCondition(crd, apiextensionsv1.NamesAccepted); c.Status != apiextensionsv1.ConditionFalse || c.Reason != tt.reason {
+				t.Errorf("%s the %s: %+v", who, about, c)
+			}
+		}
+		if apihelpers.IsCRDConditionTrue(&fresh, apiextensionsv1.Established) {
+			t.Errorf("the %s: it is established", about)
+		}
+	}
+	free := definition("x.example.com", names("boats", "Boat", "bo"))
+	if accept(&free, nil, builtin); !apihelpers.IsCRDConditionTrue(&free, apiextensionsv1.Established) {
+		t.Errorf("other names: %+v", free.Status)
+	}
+}
+
 // TestEstablishedStays: names that can't be had later leave the resource served by those that it has.
 func TestEstablishedStays(t *testing.T) {
 	ships, boats := definition("ships.example.com", names("ships", "Ship", "sh")), definition("boats.example.com", names("boats", "Boat"))
-	accept(&ships, nil)
-	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships})
+	accept(&ships, nil, nil)
+	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships}, nil)
 	boats.Spec.Names.ShortNames = []string{"sh"}
-	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships})
+	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships}, nil)
 	if !apihelpers.IsCRDConditionTrue(&boats, apiextensionsv1.Established) || apihelpers.IsCRDConditionTrue(&boats, apiextensionsv1.NamesAccepted) {
 		t.Errorf("conditions are %+v", boats.Status.Conditions)
 	}
@@ -64,8 +102,8 @@ func TestEstablishedStays(t *testing.T) {
 		t.Errorf("it holds %+v", boats.Status.AcceptedNames)
 	}
 	ships.Spec.Names.ShortNames = nil
-	accept(&ships, []apiextensionsv1.CustomResourceDefinition{boats})
-	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships})
+	accept(&ships, []apiextensionsv1.CustomResourceDefinition{boats}, nil)
+	accept(&boats, []apiextensionsv1.CustomResourceDefinition{ships}, nil)
 	if !slices.Equal(boats.Status.AcceptedNames.ShortNames, []string{"sh"}) || !apihelpers.IsCRDConditionTrue(&boats, apiextensionsv1.NamesAccepted) {
 		t.Errorf("a name that became free: %+v", boats.Status)
 	}
@@ -85,7 +123,7 @@ func TestNobodySharesNames(t *testing.T) {
 				Plural: word.Draw(t, "plural"), Singular: word.Draw(t, "singular"), Kind: word.Draw(t, "kind"), ListKind: word.Draw(t, "list"),
 				ShortNames: rapid.SliceOfN(word, 0, 2).Draw(t, "short"),
 			}
-			accept(crd, group)
+			accept(crd, group, nil)
 			resources, kinds := map[string]string{}, map[string]string{}
 			for _, c := range group {
 				held := c.Status.AcceptedNames
