@@ -148,10 +148,18 @@ func New(cfg Config) (*Registry, error) {
 }
 
 // Register starts to serve a resource, in place of the one that has its name. Resources come and go while the registry
-// serves. Objects that another codec decoded are decoded anew.
+// serves. Objects that another codec decoded are decoded anew. A kind is one resource's, and a custom resource never takes
+// the place of a built-in one.
 func (r *Registry) Register(res *api.Resource) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	kind := schema.GroupKind{Group: res.Group, Kind: res.Kind}
+	if owner := r.kinds[kind]; owner != nil && owner.GroupResource != res.GroupResource {
+		return fmt.Errorf("register %s: kind %s is that of %s", res.GroupResource, kind, owner.GroupResource)
+	}
+	if was := r.resources[res.GroupResource]; was != nil && was.Custom == nil && res.Custom != nil {
+		return fmt.Errorf("register %s: it is a built-in resource", res.GroupResource)
+	}
 	if !res.Virtual() {
 		if err := r.keepTable(res); err != nil {
 			return fmt.Errorf("register %s: %w", res.GroupResource, err)
@@ -159,7 +167,7 @@ func (r *Registry) Register(res *api.Resource) error {
 	}
 	r.forget(res.GroupResource)
 	r.resources[res.GroupResource] = res
-	r.kinds[schema.GroupKind{Group: res.Group, Kind: res.Kind}] = res
+	r.kinds[kind] = res
 	r.announce()
 	return nil
 }
