@@ -93,14 +93,15 @@ apiVersion: batch/v1
 kind: CronJob
 metadata: {name: cron, namespace: NS}
 spec:
-  schedule: "0 0 1 1 *"
+  schedule: "* * * * *"
+  suspend: true
   jobTemplate:
     spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: BUSYBOX, command: [echo, hi]}]}}}
 `
 	s.apply(manifest)
 	shared.kubectl(t, "-n", s.ns, "create", "job", "by-hand", "--from=cronjob/cron")
 	shared.kubectl(t, "-n", s.ns, "wait", "--for=condition=Complete", "job/by-hand", "--timeout=60s")
-	// A schedule of every minute that was last kept an hour ago has missed its start.
+	// What was last started an hour ago has missed its start while it was suspended.
 	status, err := json.Marshal(map[string]any{"status": map[string]any{"lastScheduleTime": metav1.NewTime(metav1.Now().Add(-3600e9))}})
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ spec:
 	if _, err := cronJobs.Patch(t.Context(), "cron", types.MergePatchType, status, metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cronJobs.Patch(t.Context(), "cron", types.MergePatchType, []byte(`{"spec":{"schedule":"* * * * *"}}`), metav1.PatchOptions{}); err != nil {
+	if _, err := cronJobs.Patch(t.Context(), "cron", types.MergePatchType, []byte(`{"spec":{"suspend":false}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, patience, "a job of the schedule", func() error {

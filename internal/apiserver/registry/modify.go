@@ -299,6 +299,9 @@ func (r *Registry) attemptCreate(ctx context.Context, c change) (outcome, error)
 	if !c.creates {
 		return outcome{}, notFound(req.groupResource(), req.Name)
 	}
+	if !req.allows("create") {
+		return outcome{}, methodNotSupported(req, "create") // a definition that is going takes no new objects
+	}
 	if c.uid != "" {
 		return outcome{}, uidConflict(req, c.uid, "")
 	}

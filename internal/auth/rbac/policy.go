@@ -39,6 +39,9 @@ func Policy() apirbac.Policy {
 		binding("barque:node-approve", requests+"nodeclient", group(GroupJoiningNodes)),
 		// … and renew it themselves.
 		binding("barque:node-renew", requests+"selfnodeclient", group(user.NodesGroup)),
+		// What they serve with is approved too, once they have registered the addresses: stock leaves that to somebody.
+		binding("barque:node-serving", "system:certificates.k8s.io:kubelet-serving-approver",
+			rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: metav1.NamespaceSystem, Name: "certificate-controller"}),
 		// Every node runs the service proxy and DNS in its agent.
 		binding("barque:node-network", "barque:node-network", group(user.NodesGroup)),
 		binding("barque:kubelet-api", "system:kubelet-api-admin",

@@ -31,7 +31,9 @@ type follow struct {
 	sample   func(schema.GroupResource) (client.Object, error)
 	affected func(context.Context, schema.GroupResource, barqueclient.Event) []reconcile.Request
 	all      func(context.Context) []reconcile.Request
-	log      *slog.Logger
+	// kinds returns a channel that is closed when other kinds are served than now.
+	kinds func() <-chan struct{}
+	log   *slog.Logger
 
 	mu   sync.Mutex
 	term *term // nil outside of a term of leadership
@@ -59,7 +61,15 @@ func (f *follow) run(ctx context.Context, enqueue func(reconcile.Request)) error
 	f.mu.Lock()
 	f.term = t
 	f.mu.Unlock()
-	<-ctx.Done()
+	for changed := f.kinds(); ctx.Err() == nil; {
+		select {
+		case <-changed:
+			// What a quota counts may be served from now on, or no more.
+			changed = f.kinds()
+			f.mark(t, f.all(ctx))
+		case <-ctx.Done():
+		}
+	}
 	f.mu.Lock()
 	f.term = nil
 	f.mu.Unlock()

@@ -35,7 +35,7 @@ type controller struct {
 func New(deps kit.Deps) kit.Controller {
 	c := &controller{deps: deps}
 	c.measures = quota.Measures{Reader: deps.Client, Kind: c.kind, Clock: deps.Clock}
-	c.follow = &follow{watcher: deps.Client, sample: c.sample, affected: c.affected, all: c.all, log: deps.Log}
+	c.follow = &follow{watcher: deps.Client, sample: c.sample, affected: c.affected, all: c.all, kinds: deps.Kinds.Changed, log: deps.Log}
 	return kit.Controller{
 		Name:      "resourcequota",
 		Watches:   []kit.Watch{{Kind: &corev1.ResourceQuota{}, Requests: changed}},
