@@ -56,14 +56,22 @@ func (c *controller) follow(ctx context.Context, enqueue func(reconcile.Request)
 	w := &wakeups{enqueue: enqueue, early: map[types.UID]bool{}}
 	var followers, unsynced sync.WaitGroup
 	ended := make(chan string)
-	following := map[string]bool{} // by prefix
+	following := map[string]<-chan struct{}{} // by prefix, what Changed returned when it began
+	over := map[string]bool{}                 // those of following that have ended
 	for first := true; ctx.Err() == nil; first = false {
 		changed := c.deps.Kinds.Changed()
+		for prefix := range over {
+			// What ended although nothing has changed since it began would only end again.
+			if following[prefix] != changed {
+				delete(over, prefix)
+				delete(following, prefix)
+			}
+		}
 		for _, r := range collectables(c.deps.Kinds.Resources()) {
-			if following[r.Prefix] {
+			if _, ok := following[r.Prefix]; ok {
 				continue
 			}
-			following[r.Prefix] = true
+			following[r.Prefix] = changed
 			unsynced.Add(1)
 			followers.Go(func() {
 				if err := c.followKind(ctx, r, w.wake, sync.OnceFunc(unsynced.Done)); err != nil && ctx.Err() == nil {
@@ -82,7 +90,7 @@ func (c *controller) follow(ctx context.Context, enqueue func(reconcile.Request)
 		select {
 		case <-changed:
 		case prefix := <-ended:
-			delete(following, prefix)
+			over[prefix] = true
 		case <-ctx.Done():
 		}
 	}
