@@ -22,12 +22,12 @@ type Cursor struct {
 
 // Watch returns a cursor that sees every event after revision since exactly once, in order. since
 // may lie ahead of the image. It returns ErrCompacted when history after since is missing, and
-// ErrClosed when the table is gone.
+// ErrClosed when the table is gone or was replaced.
 func (t *Table) Watch(since int64) (*Cursor, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if t.closed {
-		return nil, t.errClosed()
+		return nil, t.errClosed("watch")
 	}
 	n, ok := t.log.seek(since)
 	if !ok {
@@ -36,8 +36,8 @@ func (t *Table) Watch(since int64) (*Cursor, error) {
 	return &Cursor{table: t, next: n, since: since, seen: since, tick: t.store.tick.Load(), closed: make(chan struct{})}, nil
 }
 
-func (t *Table) errClosed() error {
-	return fmt.Errorf("watch %s: %w", t.space.schema.Prefix, ErrClosed)
+func (t *Table) errClosed(verb string) error {
+	return fmt.Errorf("%s %s: %w", verb, t.space.schema.Prefix, ErrClosed)
 }
 
 func (t *Table) errCompacted(since int64) error {
@@ -67,7 +67,7 @@ func (c *Cursor) Next(ctx context.Context) (events []Event, progress int64, err 
 		case <-ctx.Done():
 			return nil, c.seen, ctx.Err()
 		case <-c.closed:
-			return nil, c.seen, c.table.errClosed()
+			return nil, c.seen, c.table.errClosed("watch")
 		}
 	}
 }
@@ -115,7 +115,7 @@ func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, 
 		}
 	}
 	if t.closed {
-		return nil, nil, true, t.errClosed()
+		return nil, nil, true, t.errClosed("watch")
 	}
 	if c.quiet {
 		return nil, t.grown, false, nil

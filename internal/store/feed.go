@@ -35,7 +35,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.registering.Lock()
 	defer s.registering.Unlock()
 	for _, t := range s.router.Load().tables {
-		t.close()
+		t.close(nil)
 	}
 	return nil
 }

@@ -154,9 +154,9 @@ func (s *Store) Unregister(t *Table) {
 	s.registering.Lock()
 	defer s.registering.Unlock()
 	s.applying.Lock()
+	defer s.applying.Unlock()
+	t.close(nil)
 	s.router.Store(s.router.Load().without(t))
-	s.applying.Unlock()
-	t.close()
 }
 
 const (

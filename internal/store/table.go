@@ -12,6 +12,14 @@ import (
 
 // A Table holds the objects of one resource: an ordered copy-on-write tree of entries, one for
 // each index, and the log of what changed. All methods are safe for concurrent use.
+//
+// Nothing that a table shows is ever older than the revision that it is shown under: who lists at
+// a revision and watches on from it misses nothing. This holds for tables that are closed too:
+//   - One that was replaced (see [Store.Replace]) is another name for its heir: what is read from
+//     it and written to it is the heir's. Only its watches end, and none begin, since what follows
+//     is decoded in another way: they return ErrClosed, and the watcher goes on in the table of today.
+//   - One that was unregistered ends at the revision at which it went. Its last content is of that
+//     revision for ever, and At returns ErrClosed for later ones and for the newest.
 type Table struct {
 	store *Store
 	space *keyspace
@@ -29,10 +37,10 @@ type Table struct {
 	log      eventLog
 	grown    chan struct{} // closed when the log grows; nil when nobody waits for that alone
 	changed  chan struct{} // closed when the log grows or progress is due; nil when nobody waits
-	closed   bool
-	absent   bool        // nothing is kept here; see Store.Absent
-	next     *Table      // that took the place of this one, which is closed; see Store.Replace
-	old      []*Snapshot // some older snapshots that continued lists asked for
+	closed   bool          // nothing is applied any more; the content is that of revision
+	absent   bool          // nothing is kept here; see Store.Absent
+	next     *Table        // that took the place of this one, which is closed; see Store.Replace
+	old      []*Snapshot   // some older snapshots that continued lists asked for
 }
 
 // revisionEvents are the changes that one revision made in one table.
@@ -69,8 +77,8 @@ func (t *Table) emptyIndexes() map[string]*btree.Map[string, *Entry] {
 	return m
 }
 
-// Schema returns what the table was registered with.
-func (t *Table) Schema() Schema { return t.space.schema }
+// Schema says how the objects are kept now.
+func (t *Table) Schema() Schema { return t.heir().space.schema }
 
 // Get returns the newest version that the image holds.
 func (t *Table) Get(key Key) (*Entry, bool) {
@@ -78,7 +86,7 @@ func (t *Table) Get(key Key) (*Entry, bool) {
 }
 
 func (t *Table) get(path string) (*Entry, bool) {
-	t.mu.RLock()
+	t = t.rlock()
 	defer t.mu.RUnlock()
 	return t.tree.Get(path)
 }
@@ -86,20 +94,20 @@ func (t *Table) get(path string) (*Entry, bool) {
 // Changed returns the revision of the table's last change and the number of objects since: who keeps
 // something that is derived from the whole table learns at little cost whether it is still right.
 func (t *Table) Changed() (revision int64, objects int) {
-	t.mu.RLock()
+	t = t.rlock()
 	defer t.mu.RUnlock()
 	return t.revision, t.tree.Len()
 }
 
 // Snapshot returns the table as it is now. It costs O(1); the next write copies what it changes.
 func (t *Table) Snapshot() *Snapshot {
-	t.mu.RLock()
+	t = t.rlock()
 	s, revision := t.snapshot, t.known()
 	t.mu.RUnlock()
 	if s != nil {
 		return s.at(revision)
 	}
-	t.mu.Lock()
+	t = t.lock()
 	defer t.mu.Unlock()
 	return t.snapshotLocked().at(t.known())
 }
@@ -117,8 +125,14 @@ func (t *Table) snapshotLocked() *Snapshot {
 }
 
 // known is the highest revision at which the tree is exact. The store's revision moves after all
-// tables have applied it, and a table that is locked can't move: so either bound holds.
-func (t *Table) known() int64 { return max(t.store.revision.Load(), t.revision) }
+// tables have applied it, and a table that is locked can't move: so either bound holds. A closed
+// table no longer moves with the store.
+func (t *Table) known() int64 {
+	if t.closed {
+		return t.revision
+	}
+	return max(t.store.revision.Load(), t.revision)
+}
 
 // apply takes over the changes of one revision. Only the feed calls it, in order.
 func (t *Table) apply(re revisionEvents, now time.Time) {
@@ -264,27 +278,6 @@ func (t *Table) wake() {
 	t.mu.Unlock()
 }
 
-// close ends all cursors.
-func (t *Table) close() {
-	t.mu.Lock()
-	t.closed = true
-	t.wakeLocked()
-	t.mu.Unlock()
-}
-
-// heir is the table that keeps what this one kept: itself, or what took its place.
-func (t *Table) heir() *Table {
-	for {
-		t.mu.RLock()
-		next := t.next
-		t.mu.RUnlock()
-		if next == nil {
-			return t
-		}
-		t = next
-	}
-}
-
 // sweep gives memory back: events past their age, encodings that nobody asked for lately.
 func (t *Table) sweep(now time.Time, sweep int64) {
 	t.mu.Lock()
@@ -300,7 +293,7 @@ func (t *Table) sweep(now time.Time, sweep int64) {
 
 // find returns the version of path that was written at revision, if memory has it.
 func (t *Table) find(path string, revision int64) *Entry {
-	t.mu.RLock()
+	t = t.rlock()
 	defer t.mu.RUnlock()
 	if e, ok := t.tree.Get(path); ok && e.mod == revision {
 		return e
@@ -317,7 +310,7 @@ func (t *Table) find(path string, revision int64) *Entry {
 
 // removed returns the version of path that was removed at revision, if the log has it.
 func (t *Table) removed(path string, revision int64) *Entry {
-	t.mu.RLock()
+	t = t.rlock()
 	defer t.mu.RUnlock()
 	var found *Entry
 	t.log.backwards(revision-1, func(ev *Event) bool {
@@ -331,13 +324,19 @@ func (t *Table) removed(path string, revision int64) *Entry {
 
 // At returns the table as it was at revision exactly, or as it is when revision is 0. It waits for a revision that lies ahead,
 // returning ErrFuture when ctx ends first, and returns ErrCompacted when neither memory nor
-// etcd has it any more.
+// etcd has it any more, and ErrClosed when the table went before that revision.
 func (t *Table) At(ctx context.Context, revision int64) (*Snapshot, error) {
-	if revision <= 0 {
-		return t.Snapshot(), nil
-	}
 	if err := t.store.WaitRevision(ctx, revision); err != nil {
 		return nil, err
+	}
+	t = t.rlock()
+	gone := t.closed && (revision <= 0 || revision > t.known())
+	t.mu.RUnlock()
+	switch {
+	case gone:
+		return nil, t.errClosed("read")
+	case revision <= 0:
+		return t.Snapshot(), nil
 	}
 	// What memory still has must not outlive etcd's history: who continues a list has to learn that
 	// it is too old, on every server alike.
@@ -376,7 +375,7 @@ func (t *Table) keepLocked(s *Snapshot) *Snapshot {
 
 // rewind undoes what the log says happened after revision; nil when the log doesn't reach so far.
 func (t *Table) rewind(revision int64) *Snapshot {
-	t.mu.Lock()
+	t = t.lock()
 	defer t.mu.Unlock()
 	if n, ok := t.log.seek(revision); ok && n == t.log.end() {
 		return t.snapshotLocked().at(revision)

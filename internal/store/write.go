@@ -255,8 +255,9 @@ func rangeOp(key []byte) *etcdserverpb.RequestOp {
 
 // succeeded waits for the image and returns the version that everybody shares.
 func (w *write) succeeded(ctx context.Context, resp *etcdserverpb.TxnResponse) (*Entry, int64, error) {
-	t, revision := w.table, resp.Header.Revision
-	waited := t.store.WaitRevision(ctx, revision)
+	revision := resp.Header.Revision
+	waited := w.table.store.WaitRevision(ctx, revision)
+	t := w.table.heir()
 	if w.remove {
 		kv := resp.Responses[0].GetResponseDeleteRange().GetPrevKvs()[0]
 		if waited == nil {
@@ -334,16 +335,42 @@ func (w *write) holds(found []*mvccpb.KeyValue) bool {
 	}
 }
 
-// effect looks in the log for what an earlier attempt did after revision begin: a version with
-// exactly our bytes in place of what we expected, or its removal. The image has to be up to date.
+// effect looks for what an earlier attempt did after revision begin: a version with exactly our
+// bytes in place of what we expected, or its removal. The image has to be up to date. A table that
+// was replaced meanwhile has the first part of what happened, its heir the rest; where they lack some
+// of it, our bytes at the key itself are as good.
 // (Objects carry a UID from their creation, so that equal bytes are the same object's; when two
 // writers made equal changes of the same version, both got what they wanted.)
 func (w *write) effect(begin int64) (*Entry, int64, bool) {
-	var entry *Entry
-	var revision int64
-	w.table.mu.RLock()
-	defer w.table.mu.RUnlock()
-	w.table.log.backwards(begin, func(ev *Event) bool {
+	seen, whole := begin, true
+	for t := w.table; t != nil; {
+		t.mu.RLock()
+		ev := w.logged(&t.log, begin)
+		whole = whole && t.log.floor <= seen
+		seen = t.known()
+		next := t.next
+		t.mu.RUnlock()
+		t = next
+		switch {
+		case ev != nil && w.remove:
+			return ev.Prev, ev.Revision, true
+		case ev != nil:
+			return ev.Entry, ev.Revision, true
+		}
+	}
+	if whole || w.remove {
+		return nil, 0, false
+	}
+	if e, ok := w.table.get(w.path); ok && w.made(e, begin) {
+		return e, e.mod, true
+	}
+	return nil, 0, false
+}
+
+// logged is the event of our change in a log, after revision begin; nil if it is not there.
+func (w *write) logged(log *eventLog, begin int64) *Event {
+	var found *Event
+	log.backwards(begin, func(ev *Event) bool {
 		var path string
 		if ev.Entry != nil {
 			path = ev.Entry.path
@@ -353,15 +380,28 @@ func (w *write) effect(begin int64) (*Entry, int64, bool) {
 		if path != w.path || !w.replaces(ev.Prev) {
 			return true
 		}
-		switch {
-		case w.remove && ev.Type == Delete:
-			entry, revision = ev.Prev, ev.Revision
-		case !w.remove && ev.Type == Put && bytes.Equal(ev.Entry.stored, w.stored):
-			entry, revision = ev.Entry, ev.Revision
+		if w.remove && ev.Type == Delete || !w.remove && ev.Type == Put && bytes.Equal(ev.Entry.stored, w.stored) {
+			found = ev
 		}
-		return entry == nil
+		return found == nil
 	})
-	return entry, revision, entry != nil
+	return found
+}
+
+// made tells whether a version that was written after revision begin can only be ours, going by
+// itself alone.
+func (w *write) made(e *Entry, begin int64) bool {
+	if e.mod <= max(begin, w.expected) || !bytes.Equal(e.stored, w.stored) {
+		return false
+	}
+	switch {
+	case !w.exists:
+		return e.create == e.mod
+	case w.expected == 0:
+		return e.create < e.mod
+	default:
+		return e.create <= w.expected
+	}
 }
 
 // replaces tells whether prev is what the write expects to find.
