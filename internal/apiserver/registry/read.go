@@ -143,9 +143,8 @@ func (r *Registry) list(ctx context.Context, req Request, opts *metainternalvers
 
 // listAt finds the snapshot that a list shows, and the key behind which it starts.
 func (r *Registry) listAt(ctx context.Context, req Request, opts *metainternalversion.ListOptions) (*store.Snapshot, store.Key, error) {
-	table := r.tableOf(req)
 	if opts.Continue != "" {
-		return r.continueAt(ctx, req, table, opts)
+		return r.continueAt(ctx, req, opts)
 	}
 	revision, err := parseVersion(opts.ResourceVersion)
 	if err != nil {
@@ -157,21 +156,30 @@ func (r *Registry) listAt(ctx context.Context, req Request, opts *metainternalve
 		if err := r.waitFor(ctx, req, revision); err != nil {
 			return nil, store.Key{}, err
 		}
-		snapshot, err := table.At(ctx, revision)
-		if err != nil {
-			return nil, store.Key{}, statusError(err, req.groupResource(), "", "list")
-		}
-		return snapshot, store.Key{}, nil
+		snapshot, err := r.snapshotAt(ctx, req, revision)
+		return snapshot, store.Key{}, err
 	}
 	if err := r.reach(ctx, req, opts.ResourceVersion); err != nil {
 		return nil, store.Key{}, err
 	}
-	return table.Snapshot(), store.Key{}, nil
+	snapshot, err := r.snapshotAt(ctx, req, 0)
+	return snapshot, store.Key{}, err
+}
+
+// snapshotAt is what the resource holds at a revision, or now when that is 0. The image has to have reached it before:
+// the table may be another one after a wait, and the one from before would lack what was written meanwhile.
+func (r *Registry) snapshotAt(ctx context.Context, req Request, revision int64) (*store.Snapshot, error) {
+	table := r.tableOf(req)
+	if table == r.absent {
+		return nil, notFound(req.groupResource(), "")
+	}
+	snapshot, err := table.At(ctx, revision)
+	return snapshot, statusError(err, req.groupResource(), "", "list")
 }
 
 // continueAt resumes a list where its token says. When the token's revision is gone, the error
 // carries a token that resumes at the newest one, as kube-apiserver's does.
-func (r *Registry) continueAt(ctx context.Context, req Request, table *store.Table, opts *metainternalversion.ListOptions) (*store.Snapshot, store.Key, error) {
+func (r *Registry) continueAt(ctx context.Context, req Request, opts *metainternalversion.ListOptions) (*store.Snapshot, store.Key, error) {
 	prefix := listPrefix(req)
 	from, revision, err := genericstorage.DecodeContinue(opts.Continue, prefix)
 	if err != nil {
@@ -185,18 +193,15 @@ func (r *Registry) continueAt(ctx context.Context, req Request, table *store.Tab
 		if err := r.reach(ctx, req, ""); err != nil {
 			return nil, store.Key{}, err
 		}
-		return table.Snapshot(), after, nil
+		snapshot, err := r.snapshotAt(ctx, req, 0)
+		return snapshot, after, err
 	}
 	if err := r.waitFor(ctx, req, revision); err != nil {
 		return nil, store.Key{}, err
 	}
-	snapshot, err := table.At(ctx, revision)
-	if err == nil {
-		return snapshot, after, nil
-	}
-	failure := statusError(err, req.groupResource(), "", "list")
-	if !apierrors.IsResourceExpired(failure) {
-		return nil, store.Key{}, failure
+	snapshot, err := r.snapshotAt(ctx, req, revision)
+	if !apierrors.IsResourceExpired(err) {
+		return snapshot, after, err
 	}
 	expired := apierrors.NewResourceExpired("The continue token is too old for a consistent list. Start a new list, " +
 		"or use the token in this response to go on with an inconsistent one: what changed since the first page may show up in it.")

@@ -90,7 +90,6 @@ func (r *Registry) Watch(ctx context.Context, req Request, opts *metainternalver
 
 // startWatch decides what a watch shows first and where it goes on.
 func (r *Registry) startWatch(ctx context.Context, w *Watch, opts *metainternalversion.ListOptions) error {
-	table := r.tableOf(w.req)
 	revision, err := parseVersion(opts.ResourceVersion)
 	if err != nil {
 		return err
@@ -98,10 +97,14 @@ func (r *Registry) startWatch(ctx context.Context, w *Watch, opts *metainternalv
 	wanted := opts.SendInitialEvents != nil && *opts.SendInitialEvents
 	state := revision == 0 && opts.SendInitialEvents == nil
 	since := revision
-	if wanted || state || revision == 0 {
+	first := wanted || state || revision == 0
+	if first {
 		if err := r.reach(ctx, w.req, opts.ResourceVersion); err != nil {
 			return err
 		}
+	}
+	table := r.tableOf(w.req) // after the wait, as snapshotAt
+	if first {
 		snapshot := table.Snapshot()
 		since = snapshot.Revision()
 		if wanted || state {
