@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"encoding/pem"
 	"net/http"
@@ -44,7 +45,7 @@ spec:
 // converter is a conversion webhook between a field hostPort in v1, and host and port in v2.
 type converter struct {
 	*httptest.Server
-	down atomic.Bool
+	down, long atomic.Bool
 }
 
 func newConverter(t *testing.T) *converter {
@@ -61,6 +62,10 @@ func (c *converter) serve(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	response := &apiextensionsv1.ConversionResponse{UID: review.Request.UID, Result: metav1.Status{Status: metav1.StatusSuccess}}
+	if c.long.Load() {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(bytes.Repeat([]byte(" "), 16<<20))
+	}
 	for _, raw := range review.Request.Objects {
 		u := &unstructured.Unstructured{}
 		if err := json.Unmarshal(raw.Raw, u); err != nil {
@@ -159,6 +164,11 @@ func TestConversionWebhook(t *testing.T) {
 		t.Errorf("deletion: %v", err)
 	}
 	hook.down.Store(false)
+	hook.long.Store(true)
+	if _, err := v2.Get(ctx, "two", metav1.GetOptions{}); err == nil || !strings.Contains(err.Error(), "longer than 8388608 bytes") {
+		t.Errorf("while the webhook answers at length: %v", err)
+	}
+	hook.long.Store(false)
 	if got, err := v2.Get(ctx, "two", metav1.GetOptions{}); err != nil || got.Object["host"] != "two" {
 		t.Errorf("when the webhook is back: %v, %v", got, err)
 	}

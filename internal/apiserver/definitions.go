@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/conversion"
 
+	"barque.dev/internal/admission/bound"
 	"barque.dev/internal/apiserver/custom"
 	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/client"
@@ -18,7 +19,7 @@ import (
 // openCustom starts to serve custom resources.
 func (s *Server) openCustom() error {
 	resolver := relay.NewResolver(relay.Image(client.NewInProcess(client.Config{Tables: s.registry})))
-	converters, err := conversion.NewCRConverterFactory(resolver, nil)
+	converters, err := conversion.NewCRConverterFactory(resolver, bound.Answers(nil))
 	if err != nil {
 		return fmt.Errorf("custom resources: conversion webhooks: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	webhookutil "k8s.io/apiserver/pkg/util/webhook"
 
+	"barque.dev/internal/admission/bound"
 	"barque.dev/internal/admission/state"
 	"barque.dev/internal/api"
 )
@@ -82,7 +83,7 @@ func resource(name string) schema.GroupResource {
 
 func initialize(hook *generic.Webhook, cfg Config, from factory) error {
 	hook.SetServiceResolver(cfg.Services)
-	hook.SetAuthenticationInfoResolverWrapper(bounded)
+	hook.SetAuthenticationInfoResolverWrapper(bound.Answers(checkPatch))
 	hook.SetExternalKubeClientSet(from.namespaces.Clientset())
 	hook.SetExternalKubeInformerFactory(from)
 	hook.SetUnconditionalAuthorizer(cfg.Authorizer)
