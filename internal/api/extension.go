@@ -16,7 +16,9 @@ func extensionResources() []*Resource {
 	return define(apiextensions.GroupName,
 		definition{resource: "customresourcedefinitions", kind: "CustomResourceDefinition", short: []string{"crd", "crds"},
 			categories: []string{"api-extensions"}, cluster: true,
-			// kube-apiserver keeps them so until every definition fits into etcd as v1, too.
+			// kube-apiserver keeps them by their group, unlike the kinds of its own, and
+			// in the old version until every definition fits into etcd as v1, too.
+			prefix:   apiextensions.GroupName + "/customresourcedefinitions",
 			json:     "v1beta1",
 			strategy: customresourcedefinition.NewStrategy(Scheme()), status: customresourcedefinition.NewStatusStrategy(Scheme()),
 			printer: printDefinitions},

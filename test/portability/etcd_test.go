@@ -21,6 +21,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -186,7 +187,12 @@ func pick(all map[string]*mvccpb.KeyValue, i item) *mvccpb.KeyValue {
 // protobufPrefix stands in front of every built-in kind's value.
 var protobufPrefix = []byte("k8s\x00")
 
+// envelope opens a stored value. What comes from CustomResourceDefinitions, they included, is kept as JSON.
 func envelope(value []byte) (*runtime.Unknown, error) {
+	if bytes.HasPrefix(value, []byte("{")) {
+		unknown := &runtime.Unknown{Raw: value, ContentType: runtime.ContentTypeJSON}
+		return unknown, json.Unmarshal(value, &unknown.TypeMeta)
+	}
 	raw, ok := bytes.CutPrefix(value, protobufPrefix)
 	if !ok {
 		return nil, fmt.Errorf("it begins with %q", value[:min(len(value), 8)])
@@ -204,10 +210,16 @@ func open(t *testing.T, value []byte) *runtime.Unknown {
 	return unknown
 }
 
-// normal decodes a stored value without what differs from one creation to the next, and
-// checks that the value has nothing beside what is decoded.
-func normal(t *testing.T, value []byte, unknown *runtime.Unknown) map[string]any {
+// decoded decodes a stored value, and checks that one in protobuf has nothing beside what is decoded.
+func decoded(t *testing.T, value []byte, unknown *runtime.Unknown) runtime.Object {
 	t.Helper()
+	if unknown.ContentType == runtime.ContentTypeJSON {
+		object := &unstructured.Unstructured{}
+		if err := object.UnmarshalJSON(value); err != nil {
+			t.Fatal(err)
+		}
+		return object
+	}
 	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(value, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +231,13 @@ func normal(t *testing.T, value []byte, unknown *runtime.Unknown) map[string]any
 	if !bytes.Equal(again, unknown.Raw) {
 		t.Errorf("the stored bytes of %v are not what its type encodes to", unknown.TypeMeta)
 	}
+	return object
+}
+
+// normal decodes a stored value without what differs from one creation to the next.
+func normal(t *testing.T, value []byte, unknown *runtime.Unknown) map[string]any {
+	t.Helper()
+	object := decoded(t, value, unknown)
 	meta := object.(metav1.Object)
 	if meta.GetResourceVersion() != "" {
 		t.Errorf("the value holds its resource version %s", meta.GetResourceVersion())
@@ -232,6 +251,7 @@ func normal(t *testing.T, value []byte, unknown *runtime.Unknown) map[string]any
 	for n := range fields {
 		fields[n].Time = nil
 	}
+	meta.SetManagedFields(fields)
 	if volume, ok := object.(*corev1.PersistentVolume); ok {
 		volume.Status.LastPhaseTransitionTime = nil
 	}

@@ -43,11 +43,11 @@ func same(t *testing.T, a, b *portal, i item) {
 			// A controller may change the object between the reads.
 			x, err := get(ctx, a, i, accept)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", a.name, err)
 			}
 			y, err := get(ctx, b, i, accept)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", b.name, err)
 			}
 			if accept != "application/json" {
 				if !bytes.Equal(x, y) {

@@ -134,9 +134,9 @@ func startStock(t *testing.T, e endpoint, admin *portal) *portal {
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		// Barque's servers keep the endpoints of the service kubernetes, and nobody makes accounts on
-		// stock's etcd. The other two add taints and finalizers whose controllers don't run here.
+		// stock's etcd.
 		"--endpoint-reconciler-type=none",
-		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition,StorageObjectInUseProtection")...)
+		"--disable-admission-plugins=ServiceAccount")...)
 	ca := filepath.Join(dir, "apiserver.crt")
 	eventually(t, startTimeout, p.name+" writes its certificate", func(context.Context) error {
 		if p.process.ended() {
