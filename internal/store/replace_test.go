@@ -73,6 +73,7 @@ func TestReplacedTableIsAnotherNameForItsHeir(t *testing.T) {
 	s, _ := newStore(t)
 	old := register(t, s, configMaps())
 	one := mustCreate(t, old, key("a", "one"), "1")
+	old.Snapshot() // which is kept as long as nothing changes
 	// Twice, so that there is a chain to follow.
 	middle, err := s.Replace(old, configMaps())
 	if err != nil {

@@ -82,7 +82,7 @@ func replaceUntil(t *testing.T, s *store.Store, current *atomic.Pointer[store.Ta
 		}
 		var next *store.Table
 		var err error
-		if i%8 == 7 {
+		if i%3 == 2 {
 			s.Unregister(current.Load())
 			next, err = s.Register(configMaps())
 		} else {
