@@ -13,6 +13,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -105,6 +106,8 @@ type Registry struct {
 	ips     *clusterIPs
 	turns   *turns
 
+	// changing serialises changes of what is served. It is taken before mu, and held while etcd is read.
+	changing  sync.Mutex
 	mu        sync.RWMutex
 	resources map[schema.GroupResource]*api.Resource
 	kinds     map[schema.GroupKind]*api.Resource
@@ -151,29 +154,55 @@ func New(cfg Config) (*Registry, error) {
 // serves. Objects that another codec decoded are decoded anew. A kind is one resource's, and a custom resource never takes
 // the place of a built-in one.
 func (r *Registry) Register(res *api.Resource) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	kind := schema.GroupKind{Group: res.Group, Kind: res.Kind}
-	if owner := r.kinds[kind]; owner != nil && owner.GroupResource != res.GroupResource {
-		return fmt.Errorf("register %s: kind %s is that of %s", res.GroupResource, kind, owner.GroupResource)
-	}
-	if was := r.resources[res.GroupResource]; was != nil && was.Custom == nil && res.Custom != nil {
-		return fmt.Errorf("register %s: it is a built-in resource", res.GroupResource)
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	if err := r.mayRegister(res); err != nil {
+		return fmt.Errorf("register %s: %w", res.GroupResource, err)
 	}
 	if !res.Virtual() {
-		if err := r.keepTable(res); err != nil {
+		if was, ok := r.Lookup(res.GVR("")); ok && was.Namespaced != res.Namespaced {
+			r.unregister(res.GroupResource) // its keys are others
+		}
+		if _, err := r.table(res); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !res.Virtual() {
+		if err := r.decodeAnew(res); err != nil {
 			return fmt.Errorf("register %s: %w", res.GroupResource, err)
 		}
 	}
 	r.forget(res.GroupResource)
 	r.resources[res.GroupResource] = res
-	r.kinds[kind] = res
+	r.kinds[schema.GroupKind{Group: res.Group, Kind: res.Kind}] = res
 	r.announce()
+	return nil
+}
+
+// mayRegister returns why a resource can't be served, beside those that are.
+func (r *Registry) mayRegister(res *api.Resource) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	kind := schema.GroupKind{Group: res.Group, Kind: res.Kind}
+	if owner := r.kinds[kind]; owner != nil && owner.GroupResource != res.GroupResource {
+		return fmt.Errorf("kind %s is that of %s", kind, owner.GroupResource)
+	}
+	if was := r.resources[res.GroupResource]; was != nil && was.Custom == nil && res.Custom != nil {
+		return errors.New("it is a built-in resource")
+	}
 	return nil
 }
 
 // Unregister stops serving a resource that no other shares its objects with. What is kept of it stays in etcd.
 func (r *Registry) Unregister(gr schema.GroupResource) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.unregister(gr)
+}
+
+func (r *Registry) unregister(gr schema.GroupResource) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	res := r.forget(gr)
@@ -213,43 +242,35 @@ func (r *Registry) Changed() <-chan struct{} {
 	return r.changed
 }
 
-// keepTable sees to the table of a resource that is about to be served.
-func (r *Registry) keepTable(res *api.Resource) error {
-	t, ok := r.tables[res.Prefix]
+// decodeAnew replaces the table of a resource that is about to be served in place of one with another codec.
+func (r *Registry) decodeAnew(res *api.Resource) error {
 	was := r.resources[res.GroupResource]
-	switch {
-	case ok && (was == nil || was.Codec() == res.Codec()):
+	if was == nil || was.Codec() == res.Codec() {
 		return nil // another view of the same objects, or nothing about them changed
-	case ok && was.Namespaced == res.Namespaced:
-		next, err := r.store.Replace(t, r.schemaOf(res))
-		if err != nil {
-			return err
-		}
-		r.tables[res.Prefix] = next
-		return nil
-	case ok:
-		delete(r.tables, res.Prefix)
-		r.store.Unregister(t)
 	}
-	_, err := r.tableLocked(res)
-	return err
+	next, err := r.store.Replace(r.tables[res.Prefix], r.schemaOf(res))
+	if err != nil {
+		return err
+	}
+	r.tables[res.Prefix] = next
+	return nil
 }
 
-// table returns the resource's table, registered with the store at first use.
+// table returns the resource's table, registered with the store at first use. That reads from etcd, which requests
+// for other resources don't wait for. Who calls it changes what is served, alone.
 func (r *Registry) table(res *api.Resource) (*store.Table, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.tableLocked(res)
-}
-
-func (r *Registry) tableLocked(res *api.Resource) (*store.Table, error) {
-	if t, ok := r.tables[res.Prefix]; ok {
+	r.mu.RLock()
+	t, ok := r.tables[res.Prefix]
+	r.mu.RUnlock()
+	if ok {
 		return t, nil
 	}
 	t, err := r.store.Register(r.schemaOf(res))
 	if err != nil {
 		return nil, fmt.Errorf("register %s: %w", res.GroupResource, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.tables[res.Prefix] = t
 	return t, nil
 }

@@ -3,18 +3,25 @@ package registry_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/store"
+	"barque.dev/internal/store/etcd"
+	"barque.dev/internal/store/etcd/etcdtest"
 )
 
 // heldUp is the context of a request that is held up where it first waits.
@@ -29,9 +36,8 @@ func (h heldUp) Done() <-chan struct{} {
 	return h.Context.Done()
 }
 
-// foos is a custom resource whose objects are config maps; each call returns another codec.
-func foos(s *server) *api.Resource {
-	like := s.req("configmaps", "", "").Resource
+// foosLike is a custom resource whose objects are those of another; each call returns another codec.
+func foosLike(like *api.Resource) *api.Resource {
 	res := *like
 	res.Group, res.GroupResource.Resource, res.Kind, res.Prefix = "example.com", "foos", "Foo", "example.com/foos"
 	res.Custom = &api.Custom{}
@@ -79,8 +85,67 @@ func TestResourceGoesWhileListsWait(t *testing.T) {
 	}
 }
 
+// slowRange reads keys that begin with prefix only when it is let.
+type slowRange struct {
+	*etcd.Member
+	prefix  string
+	once    sync.Once
+	reading chan struct{} // closed when it is asked for them
+	let     chan struct{}
+}
+
+func (s *slowRange) Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+	if strings.HasPrefix(string(req.Key), s.prefix) {
+		s.once.Do(func() { close(s.reading) })
+		<-s.let
+	}
+	return s.Member.Range(ctx, req)
+}
+
+// TestRequestsDoNotWaitForARegistration: while what exists of a resource that comes is read from etcd, others are served.
+func TestRequestsDoNotWaitForARegistration(t *testing.T) {
+	backend := &slowRange{
+		Member: etcdtest.New(t, 1, nil).Member(0), prefix: "/registry/example.com/foos/",
+		reading: make(chan struct{}), let: make(chan struct{}),
+	}
+	st, err := store.Open(t.Context(), store.Config{Backend: backend, CompactEvery: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := registry.New(registry.Config{
+		Store: st, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+		NodePortRange: utilnet.PortRange{Base: 30000, Size: 2768},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, _ := r.Lookup(schema.GroupVersionResource{Resource: "configmaps"})
+	registered, served := make(chan error), make(chan error, 1)
+	go func() { registered <- r.Register(foosLike(maps)) }()
+	<-backend.reading
+	go func() {
+		_, err := r.List(t.Context(), registry.Request{Resource: maps, Version: "v1"}, &metainternalversion.ListOptions{ResourceVersion: "0"})
+		served <- err
+	}()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a list of another resource waits")
+	}
+	close(backend.let)
+	if err := <-registered; err != nil {
+		t.Error(err)
+	}
+	if _, ok := r.Lookup(schema.GroupVersionResource{Group: "example.com", Resource: "foos"}); !ok {
+		t.Error("it is not served")
+	}
+}
+
 func registerFoos(s *server) {
-	if err := s.Register(foos(s)); err != nil {
+	if err := s.Register(foosLike(s.req("configmaps", "", "").Resource)); err != nil {
 		s.tb.Error(err)
 	}
 }
