@@ -51,16 +51,15 @@ func TestPortability(t *testing.T) {
 	})
 }
 
-// foreign puts into etcd what Barque doesn't know, as an operator's cluster has it: custom
-// resources, resources that Barque doesn't serve, and things beside /registry.
+// foreign puts into etcd what Barque doesn't know: a custom resource whose definition is gone, resources that
+// Barque doesn't serve, and things beside /registry.
 func foreign(t *testing.T, e endpoint) map[string]string {
 	t.Helper()
 	keys := map[string]string{
-		"/registry/example.com/widgets/" + namespace + "/w":                            `{"apiVersion":"example.com/v1","kind":"Widget","metadata":{"name":"w","namespace":"portability"}}`,
-		"/registry/apiextensions.k8s.io/customresourcedefinitions/widgets.example.com": `{"kind":"CustomResourceDefinition"}`,
-		"/registry/unheard-of/" + namespace + "/x":                                     "\x00\x01 no object at all",
-		"/registry/unheard-of":                            "a key without a name",
-		"/calico/resources/v3/projectcalico.org/nodes/n1": "{}",
+		"/registry/example.com/widgets/" + namespace + "/w": `{"apiVersion":"example.com/v1","kind":"Widget","metadata":{"name":"w","namespace":"portability"}}`,
+		"/registry/unheard-of/" + namespace + "/x":          "\x00\x01 no object at all",
+		"/registry/unheard-of":                              "a key without a name",
+		"/calico/resources/v3/projectcalico.org/nodes/n1":   "{}",
 		"zzz": "",
 	}
 	c := e.client(t)
