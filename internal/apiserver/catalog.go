@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -28,24 +29,81 @@ type catalog struct {
 	// custom are the version 3 documents of groups that only custom resources have, by name.
 	custom map[string]*customDocument
 	// merged is the version 2 document with custom resources; nil while there are none.
-	merged *mergedDocument
+	merged *lazyDocument
 }
 
 // customDocument is the version 3 document of one version of a group of custom resources.
 type customDocument struct {
-	of   string // the definitions that it describes, and in which state
-	load func() (packedDocument, error)
+	of string // the definitions that it describes, and in which state
+	*lazyDocument
+}
+
+// lazyDocument is a document of custom resources. Each of its forms is made when somebody wants it, and then kept.
+type lazyDocument struct {
+	json     func() (jsonDocument, error)
+	protobuf func() (packedDocument, error)
+}
+
+// jsonDocument is a document in JSON.
+type jsonDocument struct {
+	packedDocument
+	hash string // hexadecimal SHA-512 of the document
+}
+
+// newLazy is the document that build makes in JSON, and which encode brings into protobuf.
+func newLazy(build func() ([]byte, error), encode func(doc []byte) ([]byte, error)) *lazyDocument {
+	d := &lazyDocument{}
+	d.json = sync.OnceValues(func() (jsonDocument, error) {
+		doc, err := build()
+		if err != nil {
+			return jsonDocument{}, err
+		}
+		packed, err := pack(doc)
+		return jsonDocument{packedDocument: packed, hash: fmt.Sprintf("%X", sha512.Sum512(doc))}, err
+	})
+	d.protobuf = sync.OnceValues(func() (packedDocument, error) {
+		packed, err := d.json()
+		if err != nil {
+			return packedDocument{}, err
+		}
+		var doc bytes.Buffer
+		if _, err := packed.WriteTo(&doc); err != nil {
+			return packedDocument{}, err
+		}
+		encoded, err := encode(doc.Bytes())
+		if err != nil {
+			return packedDocument{}, err
+		}
+		return pack(encoded)
+	})
+	return d
+}
+
+// in is the document in a format.
+func (d *lazyDocument) in(format openapi.Format) (described, error) {
+	if format == openapi.JSON {
+		return d.json()
+	}
+	return d.protobuf()
+}
+
+// find is the document as it is offered.
+func (d *lazyDocument) find() (found, error) {
+	packed, err := d.json()
+	if err != nil {
+		return found{}, err
+	}
+	return found{hash: packed.hash, in: d.in}, nil
 }
 
 // packedDocument is a document that is kept compressed: it is asked for seldom and lasts.
 type packedDocument struct {
-	hash string // hexadecimal SHA-512 of the document in JSON
 	gzip []byte
 	size int64 // of the document
 }
 
-// pack compresses a document. hash is that of its JSON; "" computes it.
-func pack(doc []byte, hash string) (packedDocument, error) {
+// pack compresses a document.
+func pack(doc []byte) (packedDocument, error) {
 	var buf bytes.Buffer
 	z := gzip.NewWriter(&buf)
 	if _, err := z.Write(doc); err != nil {
@@ -54,13 +112,9 @@ func pack(doc []byte, hash string) (packedDocument, error) {
 	if err := z.Close(); err != nil {
 		return packedDocument{}, err
 	}
-	if hash == "" {
-		hash = fmt.Sprintf("%X", sha512.Sum512(doc))
-	}
-	return packedDocument{hash: hash, gzip: slices.Clip(buf.Bytes()), size: int64(len(doc))}, nil
+	return packedDocument{gzip: slices.Clip(buf.Bytes()), size: int64(len(doc))}, nil
 }
 
-func (d packedDocument) Hash() string    { return d.hash }
 func (d packedDocument) Size() int64     { return d.size }
 func (d packedDocument) GzipSize() int64 { return int64(len(d.gzip)) }
 
@@ -77,24 +131,8 @@ func (d packedDocument) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, z)
 }
 
-// in is a version 3 document in a format.
-func (d packedDocument) in(format openapi.Format) (described, error) {
-	if format == openapi.JSON {
-		return d, nil
-	}
-	var doc bytes.Buffer
-	if _, err := d.WriteTo(&doc); err != nil {
-		return nil, err
-	}
-	encoded, err := protobufV3(doc.Bytes())
-	if err != nil {
-		return nil, err
-	}
-	return pack(encoded, d.hash)
-}
-
 // newCatalog describes resources, those of crds among them. was is the last catalog; it may be nil.
-func newCatalog(resources []*api.Resource, crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs, was *catalog) *catalog {
+func newCatalog(resources []*api.Resource, crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs, was *catalog, log *slog.Logger) *catalog {
 	c := &catalog{
 		documents: sync.OnceValues(func() (*discovery.Documents, error) { return discovery.New(resources) }),
 		custom:    map[string]*customDocument{},
@@ -114,16 +152,16 @@ func newCatalog(resources []*api.Resource, crds []*apiextensionsv1.CustomResourc
 			c.custom[name] = was.custom[name]
 			continue
 		}
-		c.custom[name] = &customDocument{of: identity(of), load: sync.OnceValues(func() (packedDocument, error) {
-			doc, err := custom.DocumentV3(of, gv.Version)
+		c.custom[name] = &customDocument{of: identity(of), lazyDocument: newLazy(func() ([]byte, error) {
+			doc, err := custom.DocumentV3(of, gv.Version, log)
 			if err != nil {
-				return packedDocument{}, err
+				log.Error("an OpenAPI document is left out", "document", name, "error", err)
 			}
-			return pack(doc, "")
-		})}
+			return doc, err
+		}, protobufV3)}
 	}
 	if len(crds) > 0 && specs != nil {
-		c.merged = newMerged(crds, specs)
+		c.merged = newMerged(crds, specs, log)
 	}
 	return c
 }
@@ -137,28 +175,23 @@ func identity(crds []*apiextensionsv1.CustomResourceDefinition) string {
 	return b.String()
 }
 
-// mergedDocument is the version 2 document of everything.
-type mergedDocument struct {
-	crds []*apiextensionsv1.CustomResourceDefinition
-	json func() (packedDocument, error)
-}
-
-func newMerged(crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs) *mergedDocument {
-	return &mergedDocument{crds: crds, json: sync.OnceValues(func() (packedDocument, error) {
-		parts, err := custom.DocumentV2(crds)
-		if err != nil {
-			return packedDocument{}, err
-		}
+// newMerged is the version 2 document of everything.
+func newMerged(crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs, log *slog.Logger) *lazyDocument {
+	return newLazy(func() ([]byte, error) {
 		builtin, err := unpacked(specs, openapi.JSON)
 		if err != nil {
-			return packedDocument{}, err
+			return nil, err
 		}
-		whole, err := splice(builtin, parts)
+		return splice(builtin, custom.DocumentV2(crds, log))
+	}, func([]byte) ([]byte, error) {
+		added, err := protobufV2(custom.DocumentV2(crds, log))
 		if err != nil {
-			return packedDocument{}, err
+			return nil, err
 		}
-		return pack(whole, "")
-	})}
+		// Messages that stand one behind the other are merged by whoever reads them.
+		builtin, err := unpacked(specs, openapi.Protobuf)
+		return append(builtin, added...), err
+	})
 }
 
 // unpacked is the version 2 document of the built-in kinds.
@@ -170,28 +203,6 @@ func unpacked(specs *openapi.Specs, format openapi.Format) ([]byte, error) {
 	buf := bytes.NewBuffer(make([]byte, 0, doc.Size()))
 	_, err := doc.WriteTo(buf)
 	return buf.Bytes(), err
-}
-
-// document is the document in a format. In protobuf, messages that stand one behind the other are merged by whoever reads
-// them.
-func (m *mergedDocument) document(specs *openapi.Specs, format openapi.Format) (described, error) {
-	whole, err := m.json()
-	if err != nil || format == openapi.JSON {
-		return whole, err
-	}
-	parts, err := custom.DocumentV2(m.crds)
-	if err != nil {
-		return nil, err
-	}
-	added, err := protobufV2(parts)
-	if err != nil {
-		return nil, err
-	}
-	builtin, err := unpacked(specs, format)
-	if err != nil {
-		return nil, err
-	}
-	return pack(append(builtin, added...), whole.hash)
 }
 
 // splice adds paths and schemas to a version 2 document.

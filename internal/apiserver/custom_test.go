@@ -254,3 +254,27 @@ func TestDefinitionsAreDescribedAtOnce(t *testing.T) {
 		t.Error("version 2 still has it")
 	}
 }
+
+// TestListKindOfAnother: a definition that comes to want a name that another holds is described by the names that it has.
+func TestListKindOfAnother(t *testing.T) {
+	c := start(t, nil)
+	establish(t, c, shipDefinition)
+	boats := strings.NewReplacer("ships", "boats", "ship", "boat", "Ship", "Boat").Replace(shipDefinition)
+	crd := establish(t, c, strings.ReplaceAll(boats, "shortNames: [sh], ", ""))
+	crd.Spec.Names.ListKind = "ShipList"
+	definitions := apiextensions.NewForConfigOrDie(asAdmin(t, c)).CustomResourceDefinitions()
+	if _, err := definitions.Update(t.Context(), crd, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if code, index := body(t, c, "/openapi/v3", "application/json"); code != http.StatusOK || !strings.Contains(index, `"apis/fleet.example.com/v1":{`) {
+		t.Errorf("index: %d %.300s", code, index)
+	}
+	for _, path := range []string{"/openapi/v3/apis/fleet.example.com/v1", "/openapi/v2"} {
+		code, doc := body(t, c, path, "application/json")
+		for _, kind := range []string{"Ship", "ShipList", "Boat", "BoatList"} {
+			if code != http.StatusOK || !strings.Contains(doc, `"com.example.fleet.v1.`+kind+`":`) {
+				t.Errorf("%s: %d, without %s", path, code, kind)
+			}
+		}
+	}
+}

@@ -43,7 +43,7 @@ func (s *Server) describe() {
 	if s.custom == nil {
 		return // it is registering what it finds at the start
 	}
-	s.catalog.Store(newCatalog(s.registry.Resources(), s.custom.Definitions(), s.specs, s.catalog.Load()))
+	s.catalog.Store(newCatalog(s.registry.Resources(), s.custom.Definitions(), s.specs, s.catalog.Load(), s.log))
 }
 
 // resolve finds a custom resource once more if this server may be behind: it knows of no such resource while another

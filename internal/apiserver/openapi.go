@@ -28,8 +28,6 @@ type openAPI struct {
 
 // described is a document that can be sent. openapi.Document is one.
 type described interface {
-	// Hash changes with the document, and is the same in each of its formats.
-	Hash() string
 	// Size and GzipSize are the lengths of what WriteTo and WriteGzip write.
 	Size() int64
 	GzipSize() int64
@@ -94,20 +92,31 @@ func (o *openAPI) serveV2(w http.ResponseWriter, req *http.Request) error {
 	if err := o.server.custom.AwaitAll(req.Context()); err != nil {
 		return err
 	}
-	return o.serve(w, req, "v2", func(format openapi.Format) (described, error) {
-		if merged := o.server.catalog.Load().merged; merged != nil {
-			return merged.document(o.specs, format)
+	doc := o.packed(openapi.V2)
+	if merged := o.server.catalog.Load().merged; merged != nil {
+		var err error
+		if doc, err = merged.find(); err != nil {
+			return err
 		}
-		return o.packed(openapi.V2, format)
-	})
+	}
+	return o.serve(w, req, "v2", doc)
 }
 
-func (o *openAPI) packed(name string, format openapi.Format) (described, error) {
-	doc, ok := o.specs.Document(name, format)
-	if !ok {
-		return nil, fmt.Errorf("OpenAPI document %s is not packed as %s", name, format)
-	}
-	return doc, nil
+// found is a document that can be had in either format; making it may be work, telling whether it has changed is not.
+type found struct {
+	hash string // changes with the document, and is the same in both formats; "" if there is no such document
+	in   func(openapi.Format) (described, error)
+}
+
+// packed finds a document of built-in kinds.
+func (o *openAPI) packed(name string) found {
+	return found{hash: o.specs.Hash(name), in: func(format openapi.Format) (described, error) {
+		doc, ok := o.specs.Document(name, format)
+		if !ok {
+			return nil, fmt.Errorf("OpenAPI document %s is not packed as %s", name, format)
+		}
+		return doc, nil
+	}}
 }
 
 // serveIndex lists the version 3 documents of what is served, each with the hash by which clients may
@@ -133,11 +142,9 @@ func (o *openAPI) serveIndex(w http.ResponseWriter, req *http.Request) error {
 		if _, ok := list.Paths[name]; ok {
 			continue
 		}
-		packed, err := doc.load()
-		if err != nil {
-			return err
+		if found, err := doc.find(); err == nil { // what can't be described must not hide the others
+			list.Paths[name] = entry{documentURL(name, found.hash)}
 		}
-		list.Paths[name] = entry{documentURL(name, packed.hash)}
 	}
 	b, err := json.Marshal(list)
 	if err != nil {
@@ -152,67 +159,64 @@ func documentURL(name, hash string) string {
 	return u.String()
 }
 
-// find returns the hash of a version 3 document, "" when there is none, and the document.
-func (o *openAPI) find(ctx context.Context, name string) (hash string, load func(openapi.Format) (described, error), err error) {
+// find finds a version 3 document among those that the index lists.
+func (o *openAPI) find(ctx context.Context, name string) (found, error) {
 	docs, err := o.server.documents(ctx)
 	if err != nil {
-		return "", nil, err
+		return found{}, err
 	}
 	_, exact := o.server.paths.exact["/"+name]
-	if hash := o.specs.Hash(name); hash != "" && (exact || slices.Contains(docs.Paths(), "/"+name)) {
-		return hash, func(f openapi.Format) (described, error) { return o.packed(name, f) }, nil
+	if packed := o.packed(name); packed.hash != "" && (exact || slices.Contains(docs.Paths(), "/"+name)) {
+		return packed, nil
 	}
-	doc := o.server.catalog.Load().custom[name]
-	if doc == nil {
-		return "", nil, nil
+	if doc := o.server.catalog.Load().custom[name]; doc != nil {
+		if found, err := doc.find(); err == nil {
+			return found, nil
+		}
 	}
-	packed, err := doc.load()
-	if err != nil {
-		return "", nil, err
-	}
-	return packed.hash, packed.in, nil
+	return found{}, nil
 }
 
 func (o *openAPI) serveV3(w http.ResponseWriter, req *http.Request) error {
 	name := strings.TrimPrefix(req.URL.Path, "/openapi/v3/")
-	known, load, err := o.find(req.Context(), name)
+	doc, err := o.find(req.Context(), name)
 	if err != nil {
 		return err
 	}
-	if known == "" {
+	if doc.hash == "" {
 		http.NotFound(w, req)
 		return nil
 	}
 	if hash := req.URL.Query().Get("hash"); hash != "" {
-		if hash != known {
-			http.Redirect(w, req, documentURL(name, known), http.StatusMovedPermanently)
+		if hash != doc.hash {
+			http.Redirect(w, req, documentURL(name, doc.hash), http.StatusMovedPermanently)
 			return nil
 		}
 		// The address holds the hash of the content, so the answer is good for ever.
 		w.Header().Set("Cache-Control", "public, immutable")
 		w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat))
 	}
-	return o.serve(w, req, "v3", load)
+	return o.serve(w, req, "v3", doc)
 }
 
 // serve writes a document in the format that the client wants, as it lies packed where the client takes gzip.
-func (o *openAPI) serve(w http.ResponseWriter, req *http.Request, version string, load func(openapi.Format) (described, error)) error {
+func (o *openAPI) serve(w http.ResponseWriter, req *http.Request, version string, of found) error {
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
 	format, contentType, ok := negotiateOpenAPI(req, version)
 	if !ok {
 		w.WriteHeader(http.StatusNotAcceptable)
 		return nil
 	}
-	doc, err := load(format)
-	if err != nil {
-		return err
-	}
-	etag := strconv.Quote(doc.Hash())
+	etag := strconv.Quote(of.hash)
 	h := w.Header()
 	h.Set("Etag", etag)
 	if req.Header.Get("If-None-Match") == etag {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
+	}
+	doc, err := of.in(format)
+	if err != nil {
+		return err
 	}
 	h.Set("Content-Type", contentType)
 	if acceptsGzip(req) {

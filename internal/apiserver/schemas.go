@@ -26,14 +26,14 @@ func (s *Server) ResolveSchema(gvk schema.GroupVersionKind) (*spec.Schema, error
 		name = "api/" + gvk.Version
 	}
 	o := &openAPI{server: s, specs: s.specs}
-	_, load, err := o.find(context.Background(), name)
+	found, err := o.find(context.Background(), name)
 	if err != nil {
 		return nil, fmt.Errorf("schema of %s: %w", gvk, err)
 	}
-	if load == nil {
+	if found.hash == "" {
 		return nil, fmt.Errorf("schema of %s: %w", gvk, resolver.ErrSchemaNotFound)
 	}
-	doc, err := load(openapi.JSON)
+	doc, err := found.in(openapi.JSON)
 	if err != nil {
 		return nil, fmt.Errorf("schema of %s: %w", gvk, err)
 	}
