@@ -56,10 +56,13 @@ func (r *Registry) ensure(ctx context.Context, gvr schema.GroupVersionResource, 
 	obj.GetObjectKind().SetGroupVersionKind(req.kind())
 	res.Codec().Default(obj)
 	result, err := r.Create(ctx, req, obj, nil)
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
 	if err != nil {
+		// Another server may have made it, of which this one has seen a part, such as the address that it holds.
+		if r.CatchUp(ctx) == nil {
+			if _, ok := r.Table(res.GroupResource).Get(req.key()); ok {
+				return nil
+			}
+		}
 		return fmt.Errorf("bootstrap %s %s: %w", gvr.Resource, req.Name, err)
 	}
 	if then == nil {
