@@ -234,18 +234,26 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// logged chooses the container whose log is meant: the newest that was started, or the one before.
+// logged chooses the container whose log is meant: the newest that was started, or the one before. While the next one is
+// being made, or waits to be, the newest that was started is also the one before.
 func logged(pod *corev1.Pod, observed cri.Pod, name string, previous bool) (cri.Container, error) {
 	var started []cri.Container
+	next := false
 	for _, c := range observed.Containers {
-		if c.Name == name && c.State != cri.StateCreated {
-			started = append(started, c)
+		if c.Name != name {
+			continue
 		}
+		if c.State == cri.StateCreated {
+			next = next || len(started) == 0
+			continue
+		}
+		started = append(started, c)
 	}
 	reason := "ContainerCreating"
 	for _, list := range [][]corev1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name && list[i].State.Waiting != nil {
+				next = next || len(started) > 0 && started[0].State != cri.StateRunning
 				reason = list[i].State.Waiting.Reason
 				if list[i].State.Waiting.Message != "" && (strings.HasPrefix(reason, "Err") || strings.HasSuffix(reason, "BackOff")) {
 					reason = strings.TrimPrefix(reason, "ErrImagePull: ")
@@ -253,11 +261,12 @@ func logged(pod *corev1.Pod, observed cri.Pod, name string, previous bool) (cri.
 			}
 		}
 	}
+	if previous && !next && len(started) > 0 {
+		started = started[1:]
+	}
 	switch {
-	case previous && len(started) < 2:
+	case previous && len(started) == 0:
 		return cri.Container{}, fmt.Errorf("previous terminated container %q in pod %q not found", name, pod.Name)
-	case previous:
-		return started[1], nil
 	case len(started) == 0 && (reason == "ErrImagePull" || reason == "ImagePullBackOff"):
 		return cri.Container{}, fmt.Errorf("container %q in pod %q is waiting to start: trying and failing to pull image", name, pod.Name)
 	case len(started) == 0:
