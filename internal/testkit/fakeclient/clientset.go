@@ -22,10 +22,34 @@ func Clientset() *fake.Clientset {
 		if err != nil {
 			return true, nil, fmt.Errorf("watch %s: %w", action.GetResource(), err)
 		}
-		return true, watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
-			e.Object = e.Object.DeepCopyObject()
-			return e, true
-		}), nil
+		return true, copied(w), nil
 	})
 	return c
+}
+
+// copied hands on what a watch has to say, with copies of its objects.
+func copied(from watch.Interface) watch.Interface {
+	events := make(chan watch.Event)
+	to := watch.NewProxyWatcher(events)
+	go func() {
+		defer close(events)
+		defer from.Stop()
+		for {
+			select {
+			case e, ok := <-from.ResultChan():
+				if !ok {
+					return
+				}
+				e.Object = e.Object.DeepCopyObject()
+				select {
+				case events <- e:
+				case <-to.StopChan():
+					return
+				}
+			case <-to.StopChan():
+				return
+			}
+		}
+	}()
+	return to
 }
