@@ -516,10 +516,16 @@ func (d *disaster) neverTwice(t *testing.T, pod string, m *local.Machine, cut ti
 	if last.IsZero() {
 		return 0
 	}
-	began, ok := lives(d.life, "start-"+pod)[now.Spec.NodeName+"."+string(now.UID)]
-	if !ok {
-		t.Fatalf("%s on %s left no sign of its start", pod, now.Spec.NodeName)
-	}
+	// It may be running, and so ready, before its first command is done.
+	var began time.Time
+	eventually(t, patience, pod+"'s sign of its start on "+now.Spec.NodeName, func() error {
+		at, ok := lives(d.life, "start-"+pod)[now.Spec.NodeName+"."+string(now.UID)]
+		if !ok {
+			return errors.New("there is none")
+		}
+		began = at
+		return nil
+	})
 	t.Logf("%s ran on %s until %v after the cut, and from %v on %s", pod, m.Name,
 		last.Sub(cut).Round(time.Millisecond), began.Sub(cut).Round(time.Millisecond), now.Spec.NodeName)
 	if now.Spec.NodeName == m.Name || !began.After(last) {
