@@ -6,7 +6,7 @@
 // The sides take turns, round by round: each starts on empty directories, carries the load, is
 // looked at, and is stopped. Both sync every acknowledged write to disk, which the row "durable"
 // shows by kill -9 and by counting system calls; both have TLS, client certificates, RBAC and
-// stock's default admission as far as they have it. The load's client is the same for all: it
+// stock's default admission. The load's client is the same for all: it
 // encodes its requests beforehand and does not decode the answers. It runs on the same cores, so
 // that ratios of wall-clock time are held down by what it takes; the CPU time of the servers
 // themselves is given beside them.
