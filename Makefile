@@ -13,7 +13,7 @@ LDFLAGS = -s -w -X barque.dev/internal/node.version=$(VERSION) \
 # built without the race detector is built with them, so that it is compiled once.
 export GOFLAGS := $(GOFLAGS) -tags=netgo,osusergo
 
-.PHONY: up down build programs test unit integration portability bench stock stock-api bench-side-by-side bench-smoke lint check clean deps
+.PHONY: up down build programs test unit fuzz integration portability clients bench stock stock-api bench-side-by-side bench-smoke lint check clean deps
 .DEFAULT_GOAL := build
 
 up: build ## a cluster of three masters on this machine
@@ -36,21 +36,32 @@ bin/barque: programs FORCE
 
 FORCE:
 
-test: build unit integration portability conformance-smoke bench-smoke ## all tests, unit and integration
+test: build unit integration portability clients differential conformance-smoke bench-smoke ## all tests, unit and integration
 
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =
 unit: programs
-	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/... ./test/probe/...)
+	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/... ./test/probe/... ./test/plane/... ./test/objects/... ./test/differential/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 -parallel 8 ./test/integration/...
+
+# Go spends up to a minute on making each new input smaller, unless it is told otherwise, and tries no others meanwhile.
+fuzz: ## every fuzz target for TIME=2m
+	set -e; grep -rl '^func Fuzz' --include=*_test.go internal | while read -r f; do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(.*/\1/p' "$$f"); do \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(or $(TIME),2m) -fuzzminimizetime 20x -parallel 1 "./$$(dirname "$$f")"; \
+		done; done
 
 # A module of its own, since it builds a stock kube-apiserver.
 portability: build ## stock kube-apiserver on Barque's etcd, and the other way round
 	mkdir -p .cache
 	cd test/portability && $(GO) build -o ../../.cache/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 	cd test/portability && BARQUE_PROGRAM=$${BARQUE_PROGRAM:-$(CURDIR)/bin/barque} $(GO) test -timeout 10m -count=1 ./...
+
+# A module of its own, so that Helm's dependencies stay out of ours. RUN is a pattern of tests' names.
+clients: build ## what others point at a Kubernetes API: controller-runtime's own suites, Helm 4's SDK, an operator
+	cd test/clients && BARQUE_PROGRAM=$${BARQUE_PROGRAM:-$(CURDIR)/bin/barque} $(GO) test -timeout 15m -count=1 -parallel 4 $(if $(RUN),-run '$(RUN)') ./...
 
 bench: build ## all of docs/benchmarks.md; ROWS=gap,idle measures these alone, N=10 so often
 	$(GO) run ./test/bench $(if $(ROWS),-only $(ROWS)) $(if $(N),-n $(N))
@@ -86,6 +97,11 @@ conformance-down: ## takes away the cluster of conformance-one
 	cd test/conformance && $(GO) run . down
 
 .PHONY: conformance conformance-one conformance-smoke conformance-down
+
+differential: build stock-api ## the same requests to stock kube-apiserver and to ours; SEED=7 REQUESTS=20000 RECORD=file REPLAY=file
+	$(GO) run ./test/differential $(if $(SEED),-seed $(SEED)) $(if $(REQUESTS),-requests $(REQUESTS)) $(if $(RECORD),-record $(RECORD)) $(if $(REPLAY),-replay $(REPLAY))
+
+.PHONY: differential
 
 lint: programs
 	hack/lint.sh

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/apiserver/registry/registrytest"
 	"barque.dev/internal/testkit/fakeclient"
 )
 
@@ -57,7 +58,13 @@ func create(t *testing.T, p *corev1.Pod, state ...client.Object) error {
 	if err := chain.Admit(t.Context(), a, nil); err != nil {
 		return err
 	}
-	return chain.Validate(t.Context(), a, nil)
+	return validate(t, chain, a)
+}
+
+// validate asks a chain, whose plugins must not change what they are asked about.
+func validate(t *testing.T, chain admission.Chain, a stock.Attributes) error {
+	t.Helper()
+	return registrytest.Unchanging(t, chain).(stock.ValidationInterface).Validate(t.Context(), a, nil)
 }
 
 func TestNewPod(t *testing.T) {

@@ -8,6 +8,7 @@ package admission
 
 import (
 	"context"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apiserver/pkg/admission"
@@ -30,6 +31,20 @@ var (
 	_ admission.MutationInterface   = Chain(nil)
 	_ admission.ValidationInterface = Chain(nil)
 )
+
+// Names are the plugins', in their order.
+func (c Chain) Names() []string {
+	names := make([]string, len(c))
+	for i, p := range c {
+		names[i] = p.Name
+	}
+	return names
+}
+
+// Without returns a chain that lacks the plugins of these names, and leaves this one as it is.
+func (c Chain) Without(names ...string) Chain {
+	return slices.DeleteFunc(slices.Clone(c), func(p Plugin) bool { return slices.Contains(names, p.Name) })
+}
 
 // Handles implements admission.Interface.
 func (c Chain) Handles(op admission.Operation) bool {

@@ -254,7 +254,7 @@ func ownNode(a admission.Attributes, node string) error {
 		return fmt.Errorf("node %q is not allowed to set configSource", node)
 	}
 	if labels := forbiddenLabels(obj.Labels, old.Labels); len(labels) > 0 {
-		return fmt.Errorf("node %q is not allowed to modify labels: %s", node, strings.Join(labels, ", "))
+		return fmt.Errorf("is not allowed to modify labels: %s", strings.Join(labels, ", "))
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func pass(t *testing.T, plugin stock.Interface, a stock.Attributes) error {
 	if err := chain.Admit(t.Context(), a, nil); err != nil {
 		return err
 	}
-	return chain.Validate(t.Context(), a, nil)
+	return validate(t, chain, a)
 }
 
 // expect checks a refusal: want is a part of its words, empty for none.
@@ -77,12 +77,15 @@ func TestOrder(t *testing.T) {
 		"CertificateSigning", "ClusterTrustBundleAttest", "CertificateSubjectRestriction", "DefaultIngressClass", "PodTopologyLabels",
 		"NodeDeclaredFeatureValidator", "PodResizeValidator",
 	}
-	var got []string
-	for _, p := range defaults(t) {
-		got = append(got, p.Name)
-	}
-	if !slices.Equal(got, want) {
+	chain := defaults(t)
+	if got := chain.Names(); !slices.Equal(got, want) {
 		t.Errorf("got %v", got)
+	}
+	if got := chain.Without("ServiceAccount", "LimitRanger").Names(); !slices.Equal(got, want[2:]) {
+		t.Errorf("without two of them: %v", got)
+	}
+	if got := chain.Names(); !slices.Equal(got, want) {
+		t.Errorf("the chain was changed: %v", got)
 	}
 }
 

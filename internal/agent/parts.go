@@ -2,13 +2,11 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -49,13 +47,16 @@ func (a *Agent) assemble(ctx context.Context) (stop func(), err error) {
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: a.Client.CoreV1().Events("")})
 	recorder := broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: a.NodeName})
 
-	store := objects.New(ctx, a.Client, a.Log, func(uid types.UID) { a.parts.workers.Refresh(uid) })
+	store := objects.New(ctx, a.Client, a.NodeName, a.Log, func(uid types.UID) { a.parts.workers.Refresh(uid) })
 	tokens := objects.NewTokens(a.Client, time.Now)
-	a.parts.volumes = &volume.Manager{Root: a.RootDir, Sources: store, Tokens: tokens, Claims: claims{a.Client}, Bundles: store, Log: a.Log}
+	certificates := objects.NewCertificates(a.Client, a.NodeName, store, recorder, time.Now)
+	a.parts.volumes = &volume.Manager{
+		Root: a.RootDir, Sources: store, Tokens: tokens, Claims: claims{a.Client}, Bundles: store, Certificates: certificates, Log: a.Log,
+	}
 	a.parts.puller = image.NewPuller(a.Images, store, time.Now)
 	a.parts.view = newView(a.Client, a.NodeName, a.NodeIPs, a.node)
 	a.parts.workers = worker.New(ctx, worker.Config{
-		Client: a.Client, Runtime: a.Runtime, Volumes: a.parts.volumes, Objects: store, Tokens: tokens,
+		Client: a.Client, Runtime: a.Runtime, Volumes: a.parts.volumes, Objects: store, Issued: []worker.Forgetter{tokens, certificates},
 		Puller: a.parts.puller, Cgroups: a.cgroups, Node: a.parts.view, Spec: a.spec, Recorder: recorder,
 		RuntimeName: a.runtimeName(ctx), Metrics: a.Metrics, Log: a.Log,
 	})
@@ -192,27 +193,4 @@ func (v *view) Handler(ctx context.Context, pod *corev1.Pod) (string, error) {
 		return "", fmt.Errorf("runtime class %s: %w", *pod.Spec.RuntimeClassName, err)
 	}
 	return class.Handler, nil
-}
-
-// claims implements volume.Claims.
-type claims struct{ client kubernetes.Interface }
-
-var errUnbound = errors.New("the claim is not bound to a volume yet")
-
-// PersistentVolume implements volume.Claims.
-func (c claims) PersistentVolume(ctx context.Context, namespace, name string) (*corev1.PersistentVolume, error) {
-	claim, err := c.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("persistent volume claim %s/%s: %w", namespace, name, err)
-	}
-	if claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "" {
-		return nil, fmt.Errorf("persistent volume claim %s/%s: %w", namespace, name, errUnbound)
-	}
-	pv, err := c.client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("persistent volume claim %s/%s: %w", namespace, name, errUnbound)
-	} else if err != nil {
-		return nil, fmt.Errorf("persistent volume %s: %w", claim.Spec.VolumeName, err)
-	}
-	return pv, nil
 }

@@ -44,6 +44,7 @@ type definition struct {
 	fields  func(obj runtime.Object, set fields.Set)
 	indexes map[string]func(obj runtime.Object) []string
 	onRead  func(obj runtime.Object)
+	order   func(a, b runtime.Object) int // of tables
 }
 
 // define turns the lines of one group into resources.
@@ -77,9 +78,14 @@ func (d definition) build(group string) *Resource {
 		Kind:          d.kind, ListKind: d.kind + "List", Singular: d.singular, ShortNames: d.short, Categories: d.categories,
 		Namespaced: !d.cluster, Verbs: d.verbs, Served: d.served, Storage: storage,
 		TTL: d.ttl, ReturnsDeleted: d.returns,
-		Fields: selectableFields(!d.cluster, d.fields), Indexes: d.indexes,
+		FillFields: selectableFields(!d.cluster, d.fields), Indexes: d.indexes,
 		codec:   &builtinCodec{kind: d.kind, storage: storage, json: d.json, onRead: d.onRead},
-		printer: d.printer,
+		printer: d.printer, TableOrder: d.order,
+	}
+	r.Fields = func(obj runtime.Object) fields.Set {
+		set := make(fields.Set, 12)
+		r.FillFields(obj, set)
+		return set
 	}
 	r.Kept = storage
 	if d.json != "" {

@@ -13,7 +13,7 @@ func deviceResources() []*Resource {
 	claims := resourceclaim.NewStrategy(contextNamespaces{}, contextAuthorizer{})
 	return define("resource.k8s.io",
 		definition{resource: "deviceclasses", kind: "DeviceClass", cluster: true, returns: true, strategy: deviceclass.Strategy},
-		definition{resource: "devicetaintrules", kind: "DeviceTaintRule", cluster: true, returns: true, storage: "v1beta2",
+		definition{resource: "devicetaintrules", kind: "DeviceTaintRule", cluster: true, storage: "v1beta2",
 			strategy: devicetaintrule.Strategy, status: devicetaintrule.StatusStrategy},
 		definition{resource: "resourceclaims", kind: "ResourceClaim", returns: true,
 			strategy: claims, status: resourceclaim.NewStatusStrategy(claims)},

@@ -14,10 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// selectableFields makes a Resource's Fields: name, namespace, and what add adds.
-func selectableFields(namespaced bool, add func(runtime.Object, fields.Set)) func(runtime.Object) fields.Set {
-	return func(obj runtime.Object) fields.Set {
-		set := make(fields.Set, 12)
+// selectableFields makes a Resource's FillFields: name, namespace, and what add adds.
+func selectableFields(namespaced bool, add func(runtime.Object, fields.Set)) func(runtime.Object, fields.Set) {
+	return func(obj runtime.Object, set fields.Set) {
 		if m, err := meta.Accessor(obj); err == nil {
 			set["metadata.name"] = m.GetName()
 			if namespaced {
@@ -27,7 +26,6 @@ func selectableFields(namespaced bool, add func(runtime.Object, fields.Set)) fun
 		if add != nil {
 			add(obj, set)
 		}
-		return set
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	aggregation "k8s.io/kube-aggregator/pkg/apis/apiregistration/install"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/capabilities"
 )
@@ -32,6 +33,7 @@ const Root = "/registry/"
 // scheme completes, at first use, what the packages of Kubernetes' kinds have registered by being imported.
 var scheme = sync.OnceValue(func() *runtime.Scheme {
 	extensions.Install(legacyscheme.Scheme)
+	aggregation.Install(legacyscheme.Scheme)
 	return legacyscheme.Scheme
 })
 
@@ -83,8 +85,13 @@ type Resource struct {
 
 	// Fields returns what field selectors see of an object of the storage version.
 	Fields func(obj runtime.Object) fields.Set
+	// FillFields is Fields into a set that is there already and empty; nil for custom resources.
+	FillFields func(obj runtime.Object, into fields.Set)
 	// Indexes are the selectable fields that have an index in the store, by label.
 	Indexes map[string]func(obj runtime.Object) []string
+
+	// TableOrder compares objects of the storage version that one table shows; nil leaves them in the list's order.
+	TableOrder func(a, b runtime.Object) int
 
 	// ListKind is what a list of objects is: Kind + "List" unless a custom resource says otherwise.
 	ListKind string
@@ -176,6 +183,13 @@ type Codec interface {
 	// ConvertField turns the label and value of a field selector of a version into those
 	// that Fields uses. An unknown label is an error.
 	ConvertField(gv schema.GroupVersion, label, value string) (string, string, error)
+}
+
+// A BatchConverter is a Codec for which it makes a difference whether objects are converted one by one or together, because
+// somebody else has to be asked.
+type BatchConverter interface {
+	// ConvertAll is Convert for several objects. Either all are converted or none.
+	ConvertAll(objs []runtime.Object, gv schema.GroupVersion) ([]runtime.Object, error)
 }
 
 // Printer makes the table that kubectl get shows. Objects are of the storage version.

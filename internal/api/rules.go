@@ -21,17 +21,19 @@ type Rules struct {
 	remove rest.RESTDeleteStrategy
 	reset  rest.ResetFieldsStrategy
 
-	// hub converts to the version that the strategies work on, storage back. Both return
-	// memory of their own.
-	hub     func(obj runtime.Object) (runtime.Object, error)
-	storage func(obj runtime.Object) (runtime.Object, error)
+	// hub converts to the version that the strategies work on, in memory of its own. takeover does so with an object that
+	// nobody else needs any more, whose memory lives on in the result; storage converts back in the same manner.
+	hub      func(obj runtime.Object) (runtime.Object, error)
+	takeover func(obj runtime.Object) (runtime.Object, error)
+	storage  func(obj runtime.Object) (runtime.Object, error)
 }
 
 // NewRules makes rules of strategies that work on unconverted objects, as those of custom
 // resources do. Any of them may be nil.
 func NewRules(create rest.RESTCreateStrategy, update rest.RESTUpdateStrategy, remove rest.RESTDeleteStrategy, reset rest.ResetFieldsStrategy) *Rules {
-	same := func(obj runtime.Object) (runtime.Object, error) { return obj.DeepCopyObject(), nil }
-	return &Rules{create: create, update: update, remove: remove, reset: reset, hub: same, storage: same}
+	clone := func(obj runtime.Object) (runtime.Object, error) { return obj.DeepCopyObject(), nil }
+	same := func(obj runtime.Object) (runtime.Object, error) { return obj, nil }
+	return &Rules{create: create, update: update, remove: remove, reset: reset, hub: clone, takeover: same, storage: same}
 }
 
 // GenerateName makes a name of a prefix.
@@ -57,9 +59,10 @@ func (r *Rules) ResetFields() map[fieldpath.APIVersion]*fieldpath.Set {
 }
 
 // PrepareCreate prepares and validates a new object whose metadata is complete. It returns the
-// object as it will be kept, of the storage version, in memory of its own.
+// object as it will be kept, of the storage version. obj belongs to it: what it points to may be changed, and live on in the
+// result.
 func (r *Rules) PrepareCreate(ctx context.Context, obj runtime.Object) (runtime.Object, error) {
-	hub, err := r.hub(obj)
+	hub, err := r.takeover(obj)
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
@@ -80,7 +83,12 @@ func (r *Rules) PrepareUpdate(ctx context.Context, obj, old runtime.Object) (run
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	if err := rest.BeforeUpdate(r.update, ctx, hub, oldHub); err != nil {
+	u := &update{rules: r, obj: obj, old: old}
+	err = rest.BeforeUpdate(r.update, context.WithValue(ctx, updateKey{}, u), hub, oldHub)
+	if u.err != nil {
+		return nil, apierrors.NewInternalError(u.err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return r.toStorage(hub)
@@ -145,7 +153,7 @@ type strategy interface {
 
 // rulesFor wraps a strategy whose objects are kept in the storage version.
 func rulesFor(s strategy, storage schema.GroupVersion) *Rules {
-	r := &Rules{create: s, update: s, remove: s}
+	r := &Rules{create: declaredCreation(s), update: sparing(declaredUpdate(s)), remove: s}
 	r.reset, _ = s.(rest.ResetFieldsStrategy)
 	bindHub(r, storage)
 	return r
@@ -153,7 +161,7 @@ func rulesFor(s strategy, storage schema.GroupVersion) *Rules {
 
 // updateRulesFor wraps a strategy of a subresource.
 func updateRulesFor(s rest.RESTUpdateStrategy, storage schema.GroupVersion) *Rules {
-	r := &Rules{update: s}
+	r := &Rules{update: sparing(declaredUpdate(s))}
 	r.reset, _ = s.(rest.ResetFieldsStrategy)
 	bindHub(r, storage)
 	return r
@@ -164,6 +172,9 @@ func bindHub(r *Rules, storage schema.GroupVersion) {
 	internal := schema.GroupVersion{Group: storage.Group, Version: runtime.APIVersionInternal}
 	r.hub = func(obj runtime.Object) (runtime.Object, error) {
 		return scheme.ConvertToVersion(obj, internal)
+	}
+	r.takeover = func(obj runtime.Object) (runtime.Object, error) {
+		return scheme.UnsafeConvertToVersion(obj, internal)
 	}
 	r.storage = func(obj runtime.Object) (runtime.Object, error) {
 		// The hub object is ours alone from here on: its memory may live on in the result.

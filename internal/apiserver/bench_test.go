@@ -107,6 +107,42 @@ func BenchmarkCreatePods(b *testing.B) {
 	}
 }
 
+// BenchmarkPatchPods sets a label.
+func BenchmarkPatchPods(b *testing.B) {
+	const writers, pods = 16, 500
+	c, clients := load(b, writers)
+	c.createPods(b, clients, pods)
+	b.ReportAllocs()
+	b.ResetTimer()
+	var next atomic.Int64
+	var group sync.WaitGroup
+	for _, client := range clients {
+		group.Go(func() {
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				body := fmt.Appendf(nil, `{"metadata":{"labels":{"round":"%d"}}}`, i)
+				req, err := http.NewRequestWithContext(b.Context(), "PATCH", fmt.Sprintf("%s/api/v1/namespaces/default/pods/p-%d", c.url, 1+i%pods), bytes.NewReader(body))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				req.Header.Set("Accept", "application/vnd.kubernetes.protobuf")
+				req.Header.Set("Content-Type", "application/strategic-merge-patch+json")
+				resp, err := client.Do(req)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+					b.Errorf("%s: %v", resp.Status, err)
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	group.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "patches/s")
+}
+
 func BenchmarkGetPod(b *testing.B) {
 	const readers = 16
 	c, clients := load(b, readers)

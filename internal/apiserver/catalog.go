@@ -17,6 +17,7 @@ import (
 
 	"barque.dev/internal/api"
 	"barque.dev/internal/api/openapi"
+	"barque.dev/internal/apiserver/aggregate"
 	"barque.dev/internal/apiserver/custom"
 	"barque.dev/internal/apiserver/discovery"
 )
@@ -26,19 +27,37 @@ import (
 type catalog struct {
 	// documents are those of discovery.
 	documents func() (*discovery.Documents, error)
-	// custom are the version 3 documents of groups that only custom resources have, by name.
-	custom map[string]*customDocument
-	// merged is the version 2 document with custom resources; nil while there are none.
+	// custom are the version 3 documents of groups that only custom resources have, by name, and remote those of versions
+	// that other servers serve.
+	custom, remote map[string]*addedDocument
+	// merged is the version 2 document with what is not built in; nil while there is nothing.
 	merged *lazyDocument
 }
 
-// customDocument is the version 3 document of one version of a group of custom resources.
-type customDocument struct {
-	of string // the definitions that it describes, and in which state
+// contents are what a catalog is about.
+type contents struct {
+	resources []*api.Resource
+	// crds are the definitions of the custom resources among them.
+	crds []*apiextensionsv1.CustomResourceDefinition
+	// remotes are the versions that other servers serve.
+	remotes []remote
+	// priorities are those that APIServices say.
+	priorities map[schema.GroupVersion]api.Priority
+}
+
+// remote is a version of a group that another server serves, and what that says of it.
+type remote struct {
+	schema.GroupVersion
+	aggregate.Description
+}
+
+// addedDocument is the version 3 document of one version of a group that is not built in.
+type addedDocument struct {
+	of string // what it describes, and in which state
 	*lazyDocument
 }
 
-// lazyDocument is a document of custom resources. Each of its forms is made when somebody wants it, and then kept.
+// lazyDocument is a document of what is not built in. Each of its forms is made when somebody wants it, and then kept.
 type lazyDocument struct {
 	json     func() (jsonDocument, error)
 	protobuf func() (packedDocument, error)
@@ -131,39 +150,82 @@ func (d packedDocument) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, z)
 }
 
-// newCatalog describes resources, those of crds among them. was is the last catalog; it may be nil.
-func newCatalog(resources []*api.Resource, crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs, was *catalog, log *slog.Logger) *catalog {
+// newCatalog describes what is served. was is the last catalog; it may be nil.
+func newCatalog(of contents, specs *openapi.Specs, was *catalog, log *slog.Logger) *catalog {
+	if was == nil {
+		was = &catalog{}
+	}
 	c := &catalog{
-		documents: sync.OnceValues(func() (*discovery.Documents, error) { return discovery.New(resources) }),
-		custom:    map[string]*customDocument{},
+		documents: sync.OnceValues(func() (*discovery.Documents, error) { return discovery.New(of.served()) }),
+		custom:    map[string]*addedDocument{}, remote: map[string]*addedDocument{},
 	}
-	byVersion := map[schema.GroupVersion][]*apiextensionsv1.CustomResourceDefinition{}
-	for _, crd := range crds {
-		for _, v := range crd.Spec.Versions {
-			if v.Served {
-				gv := schema.GroupVersion{Group: crd.Spec.Group, Version: v.Name}
-				byVersion[gv] = append(byVersion[gv], crd)
-			}
-		}
-	}
-	for gv, of := range byVersion {
+	for gv, crds := range of.definitions() {
 		name := "apis/" + gv.String()
-		if was != nil && was.custom[name] != nil && was.custom[name].of == identity(of) {
-			c.custom[name] = was.custom[name]
-			continue
-		}
-		c.custom[name] = &customDocument{of: identity(of), lazyDocument: newLazy(func() ([]byte, error) {
-			doc, err := custom.DocumentV3(of, gv.Version, log)
+		c.custom[name] = kept(was.custom[name], identity(crds), func() ([]byte, error) {
+			doc, err := custom.DocumentV3(crds, gv.Version, log)
 			if err != nil {
 				log.Error("an OpenAPI document is left out", "document", name, "error", err)
 			}
 			return doc, err
-		}, protobufV3)}
+		})
 	}
-	if len(crds) > 0 && specs != nil {
-		c.merged = newMerged(crds, specs, log)
+	for _, r := range of.remotes {
+		if r.V3 != nil {
+			name := "apis/" + r.GroupVersion.String()
+			c.remote[name] = kept(was.remote[name], r.V3.Hash(), r.V3.Bytes)
+		}
+	}
+	if specs != nil && (len(of.crds) > 0 || len(of.documentsV2()) > 0) {
+		c.merged = newMerged(of, specs, log)
 	}
 	return c
+}
+
+// kept is the version 3 document that build makes of something, or the last one if it is of the same.
+func kept(was *addedDocument, of string, build func() ([]byte, error)) *addedDocument {
+	if was != nil && was.of == of {
+		return was
+	}
+	return &addedDocument{of: of, lazyDocument: newLazy(build, protobufV3)}
+}
+
+// served is what discovery tells.
+func (c contents) served() discovery.Served {
+	out := discovery.Served{Resources: c.resources, Priority: func(gv schema.GroupVersion) api.Priority {
+		if p, ok := c.priorities[gv]; ok {
+			return p
+		}
+		return api.PriorityOf(gv)
+	}}
+	for _, r := range c.remotes {
+		out.Remotes = append(out.Remotes, discovery.Remote{GroupVersion: r.GroupVersion, Resources: r.Resources, Stale: r.Stale})
+	}
+	return out
+}
+
+// definitions are those of each version that is served.
+func (c contents) definitions() map[schema.GroupVersion][]*apiextensionsv1.CustomResourceDefinition {
+	out := map[schema.GroupVersion][]*apiextensionsv1.CustomResourceDefinition{}
+	for _, crd := range c.crds {
+		for _, v := range crd.Spec.Versions {
+			if v.Served {
+				gv := schema.GroupVersion{Group: crd.Spec.Group, Version: v.Name}
+				out[gv] = append(out[gv], crd)
+			}
+		}
+	}
+	return out
+}
+
+// documentsV2 are what other servers add to the version 2 document.
+func (c contents) documentsV2() []*aggregate.Document {
+	var out []*aggregate.Document
+	for _, r := range c.remotes {
+		if r.V2 != nil {
+			out = append(out, r.V2)
+		}
+	}
+	return out
 }
 
 // identity names definitions and their state, as far as OpenAPI is concerned.
@@ -176,21 +238,59 @@ func identity(crds []*apiextensionsv1.CustomResourceDefinition) string {
 }
 
 // newMerged is the version 2 document of everything.
-func newMerged(crds []*apiextensionsv1.CustomResourceDefinition, specs *openapi.Specs, log *slog.Logger) *lazyDocument {
-	return newLazy(func() ([]byte, error) {
+func newMerged(of contents, specs *openapi.Specs, log *slog.Logger) *lazyDocument {
+	// own is the document of what this server serves, and parts what others add to it.
+	own := func() ([]byte, error) {
 		builtin, err := unpacked(specs, openapi.JSON)
 		if err != nil {
 			return nil, err
 		}
-		return splice(builtin, custom.DocumentV2(crds, log))
-	}, func([]byte) ([]byte, error) {
-		added, err := protobufV2(custom.DocumentV2(crds, log))
+		added := custom.DocumentV2(of.crds, log)
+		return splice(builtin, added.Paths, added.Definitions)
+	}
+	merge := func(doc []byte) ([]aggregate.Parts, error) {
+		remotes := of.documentsV2()
+		if len(remotes) == 0 {
+			return nil, nil
+		}
+		return aggregate.Merge(doc, remotes)
+	}
+	return newLazy(func() ([]byte, error) {
+		doc, err := own()
 		if err != nil {
 			return nil, err
 		}
+		parts, err := merge(doc)
+		for _, p := range parts {
+			if doc, err = splice(doc, p.Paths, p.Definitions); err != nil {
+				return nil, err
+			}
+		}
+		return doc, err
+	}, func([]byte) ([]byte, error) {
 		// Messages that stand one behind the other are merged by whoever reads them.
-		builtin, err := unpacked(specs, openapi.Protobuf)
-		return append(builtin, added...), err
+		doc, err := unpacked(specs, openapi.Protobuf)
+		if err != nil {
+			return nil, err
+		}
+		added := custom.DocumentV2(of.crds, log)
+		more, err := protobufV2(added.Paths, added.Definitions)
+		if err != nil {
+			return nil, err
+		}
+		doc = append(doc, more...)
+		json, err := own()
+		if err != nil {
+			return nil, err
+		}
+		parts, err := merge(json)
+		for _, p := range parts {
+			if more, err = protobufV2(p.Paths, p.Definitions); err != nil {
+				return nil, err
+			}
+			doc = append(doc, more...)
+		}
+		return doc, err
 	})
 }
 
@@ -205,10 +305,10 @@ func unpacked(specs *openapi.Specs, format openapi.Format) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// splice adds paths and schemas to a version 2 document.
-func splice(doc []byte, parts custom.PartsV2) ([]byte, error) {
+// splice adds paths and schemas, by name, to a version 2 document.
+func splice(doc []byte, paths, definitions any) ([]byte, error) {
 	var err error
-	for key, value := range map[string]any{"paths": parts.Paths, "definitions": parts.Definitions} {
+	for key, value := range map[string]any{"paths": paths, "definitions": definitions} {
 		raw, merr := json.Marshal(value)
 		if merr != nil {
 			return nil, fmt.Errorf("encode OpenAPI %s: %w", key, merr)

@@ -19,7 +19,7 @@ import (
 
 // connect passes a request on to a node, pod or service.
 func (s *Server) connect(w http.ResponseWriter, req *http.Request, o operation) error {
-	if !slices.Contains(o.sub.Verbs, connectVerb(req.Method)) {
+	if !passes(req.Method, o.sub.Name) || !slices.Contains(o.sub.Verbs, connectVerb(req.Method)) {
 		return generic(http.StatusMethodNotAllowed, req)
 	}
 	if strings.Contains(req.URL.RawQuery, "dryRun") && req.URL.Query().Has("dryRun") {
@@ -31,6 +31,17 @@ func (s *Server) connect(w http.ResponseWriter, req *http.Request, o operation) 
 	}
 	handler.ServeHTTP(w, req)
 	return nil
+}
+
+// passes tells whether a subresource takes a method at all. Proxies pass on what HTTP knows.
+func passes(method, sub string) bool {
+	switch method {
+	case http.MethodHead, http.MethodOptions:
+		return sub == "proxy"
+	case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+		return true
+	}
+	return false
 }
 
 // connectVerb is the verb that stands for a method in a list of verbs.

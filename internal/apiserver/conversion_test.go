@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -46,6 +47,7 @@ spec:
 type converter struct {
 	*httptest.Server
 	down, long atomic.Bool
+	calls      atomic.Int32
 }
 
 func newConverter(t *testing.T) *converter {
@@ -56,6 +58,7 @@ func newConverter(t *testing.T) *converter {
 }
 
 func (c *converter) serve(w http.ResponseWriter, req *http.Request) {
+	c.calls.Add(1)
 	var review apiextensionsv1.ConversionReview
 	if err := json.NewDecoder(req.Body).Decode(&review); err != nil || c.down.Load() {
 		http.Error(w, "out of order", http.StatusInternalServerError)
@@ -172,6 +175,59 @@ func TestConversionWebhook(t *testing.T) {
 	if got, err := v2.Get(ctx, "two", metav1.GetOptions{}); err != nil || got.Object["host"] != "two" {
 		t.Errorf("when the webhook is back: %v, %v", got, err)
 	}
+}
+
+// TestConversionWebhookIsAskedOnceForAList: all objects of a list that are kept in another version go to the webhook together, and
+// what came back is not asked for again, nor are the fields that selectors see.
+func TestConversionWebhookIsAskedOnceForAList(t *testing.T) {
+	c, hook, ctx := start(t, nil), newConverter(t), t.Context()
+	establish(t, c, hook.manifest(t))
+	gvr := schema.GroupVersionResource{Group: "net.example.com", Version: "v1", Resource: "hosts"}
+	client := dynamic.NewForConfigOrDie(asAdmin(t, c))
+	for i := range 50 {
+		u := &unstructured.Unstructured{Object: map[string]any{"hostPort": fmt.Sprintf("h%d:80", i%5)}}
+		u.SetAPIVersion("net.example.com/v1")
+		u.SetKind("Host")
+		u.SetName(fmt.Sprintf("h%02d", i))
+		if _, err := client.Resource(gvr).Create(ctx, u, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gvr.Version = "v2"
+	v2 := client.Resource(gvr)
+	for _, want := range []int32{1, 0} {
+		hook.calls.Store(0)
+		list, err := v2.List(ctx, metav1.ListOptions{})
+		if err != nil || len(list.Items) != 50 {
+			t.Fatal(len(list.Items), err)
+		}
+		for i, item := range list.Items {
+			if item.Object["host"] != fmt.Sprintf("h%d", i%5) || item.GetName() != fmt.Sprintf("h%02d", i) || item.Object["color"] != "blue" || item.GetAPIVersion() != "net.example.com/v2" {
+				t.Fatalf("item %d is %v", i, item.Object)
+			}
+		}
+		if got := hook.calls.Load(); got != want {
+			t.Errorf("the webhook was asked %d times, want %d", got, want)
+		}
+	}
+	for round := range 2 {
+		hook.calls.Store(0)
+		list, err := v2.List(ctx, metav1.ListOptions{FieldSelector: "host=h3"})
+		if err != nil || len(list.Items) != 10 {
+			t.Fatal(len(list.Items), err)
+		}
+		if got := hook.calls.Load(); round > 0 && got > 0 {
+			t.Errorf("the webhook was asked %d times for fields that were known", got)
+		}
+	}
+	hook.down.Store(true)
+	establishedAgain(t, c)
+	eventually(t, "a list that can't be converted fails", func() error {
+		if _, err := v2.List(ctx, metav1.ListOptions{}); err == nil || !strings.Contains(err.Error(), "conversion webhook for net.example.com/v2, Kind=HostList failed") {
+			return fmt.Errorf("%v", err)
+		}
+		return nil
+	})
 }
 
 // establishedAgain changes the schema of the hosts.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -162,6 +163,16 @@ func TestCustomResources(t *testing.T) {
 			t.Errorf("%s: %v, %v", selector, list, err)
 		}
 	}
+	if code, text := body(t, c, "/apis/fleet.example.com/v1/namespaces/default/ships", "application/json"); code != 200 ||
+		!strings.Contains(text, `"items":[{"apiVersion":"fleet.example.com/v1","kind":"Ship","metadata":{`) || !strings.Contains(text, `"metadata":{"continue":"","resourceVersion":"`) {
+		t.Errorf("a list whose items say what they are: %d %s", code, text)
+	}
+	if code, text := body(t, c, "/apis/fleet.example.com/v1/namespaces/default/ships/pamir/nothing", "application/json"); code != 404 || !strings.Contains(text, `ships.fleet.example.com \"pamir\" not found`) {
+		t.Errorf("an unknown subresource: %d %s", code, text)
+	}
+	if code, text := body(t, c, "/apis/fleet.example.com/v1/nothing", "application/json"); code != 404 || text != "404 page not found\n" {
+		t.Errorf("an unknown resource of the group: %d %s", code, text)
+	}
 	scale, err := fleet.Get(ctx, "pamir", metav1.GetOptions{}, "scale")
 	if err != nil || scale.GetKind() != "Scale" {
 		t.Fatalf("scale: %v, %v", scale, err)
@@ -173,6 +184,11 @@ func TestCustomResources(t *testing.T) {
 	if masts, _, _ := unstructured.NestedInt64(got.Object, "spec", "masts"); err != nil || masts != 5 {
 		t.Errorf("scaled to %d, %v", masts, err)
 	}
+	unversioned := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "autoscaling/v1", "kind": "Scale",
+		"metadata": map[string]any{"name": "pamir", "namespace": "default"}, "spec": map[string]any{"replicas": int64(6)}}}
+	if _, err := fleet.Update(ctx, unversioned, metav1.UpdateOptions{}, "scale"); err != nil {
+		t.Errorf("a scale that says no version: %v", err)
+	}
 	beta := ships
 	beta.Version = "v1beta1"
 	old, err := dynamic.NewForConfigOrDie(asAdmin(t, c)).Resource(beta).Namespace("default").Get(ctx, "pamir", metav1.GetOptions{})
@@ -181,6 +197,38 @@ func TestCustomResources(t *testing.T) {
 	}
 	if err := fleet.Delete(ctx, "pamir", metav1.DeleteOptions{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDeleteByOptionsOfAnyGroup: typed clients send DeleteOptions in the version of the kind that they delete, also when
+// it is of a custom resource, which no scheme of the server's knows.
+func TestDeleteByOptionsOfAnyGroup(t *testing.T) {
+	c := start(t, nil)
+	establish(t, c, shipDefinition)
+	fleet := dynamic.NewForConfigOrDie(asAdmin(t, c)).Resource(ships).Namespace("default")
+	for _, version := range []string{"v1", "meta.k8s.io/v1", "apps/v1", "fleet.example.com/v1", "nobody.example.com/v7"} {
+		if _, err := fleet.Create(t.Context(), ship("pamir", map[string]any{}), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		options := func(uid string) io.Reader {
+			return strings.NewReader(fmt.Sprintf(`{"kind":"DeleteOptions","apiVersion":%q,"preconditions":{"uid":%q}}`, version, uid))
+		}
+		ours, err := fleet.Get(t.Context(), "pamir", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const path = "/apis/fleet.example.com/v1/namespaces/default/ships/pamir"
+		if a := do(t, c.admin(t), http.MethodDelete, c.url+path, options("another"), "Content-Type", "application/json"); a.code != http.StatusConflict {
+			t.Errorf("%s: what is another one's was answered %d %s", version, a.code, a.body)
+		}
+		if a := do(t, c.admin(t), http.MethodDelete, c.url+path, options(string(ours.GetUID())), "Content-Type", "application/json"); a.code != http.StatusOK {
+			t.Fatalf("%s: %d %s", version, a.code, a.body)
+		}
+	}
+	a := do(t, c.admin(t), http.MethodDelete, c.url+"/apis/fleet.example.com/v1/namespaces/default/ships/pamir",
+		strings.NewReader(`{"kind":"ConfigMap","apiVersion":"v1"}`), "Content-Type", "application/json")
+	if a.code != http.StatusBadRequest {
+		t.Errorf("a ConfigMap instead of options: %d %s", a.code, a.body)
 	}
 }
 

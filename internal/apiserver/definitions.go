@@ -24,11 +24,7 @@ func (s *Server) openCustom() error {
 		return fmt.Errorf("custom resources: conversion webhooks: %w", err)
 	}
 	s.custom, err = custom.NewRegistrar(custom.Config{Resources: s.registry, Converters: converters, Changed: s.describe, Log: s.log})
-	if err != nil {
-		return err
-	}
-	s.describe()
-	return nil
+	return err
 }
 
 // followDefinitions serves what is defined, until ctx ends.
@@ -40,14 +36,21 @@ func (s *Server) followDefinitions(ctx context.Context) {
 
 // describe makes the documents of what is served now.
 func (s *Server) describe() {
-	if s.custom == nil {
-		return // it is registering what it finds at the start
+	if s.custom == nil || s.aggregator == nil {
+		return // they are taking in what there is at the start
 	}
-	s.catalog.Store(newCatalog(s.registry.Resources(), s.custom.Definitions(), s.specs, s.catalog.Load(), s.log))
+	s.describing.Lock()
+	defer s.describing.Unlock()
+	of := contents{resources: s.registry.Resources(), crds: s.custom.Definitions(), priorities: s.aggregator.Priorities()}
+	for _, b := range s.aggregator.Backends() {
+		of.remotes = append(of.remotes, remote{b.GroupVersion(), b.Description()})
+	}
+	s.catalog.Store(newCatalog(of, s.specs, s.catalog.Load(), s.log))
 }
 
 // resolve finds a custom resource once more if this server may be behind: it knows of no such resource while another
-// server may, or its definition has just changed.
+// server may, or its definition has just changed. Of what it does not know, it has then also seen whether an aggregated
+// API server has it.
 func (s *Server) resolve(ctx context.Context, c *call) error {
 	if c.resource != nil && c.resource.Custom == nil {
 		return nil
@@ -55,6 +58,9 @@ func (s *Server) resolve(ctx context.Context, c *call) error {
 	gvr := gvrOf(c.info)
 	if c.resource == nil {
 		if err := s.registry.CatchUp(ctx); err != nil {
+			return err
+		}
+		if err := s.aggregator.Await(ctx, gvr.Version+"."+gvr.Group); err != nil {
 			return err
 		}
 	}
@@ -65,19 +71,27 @@ func (s *Server) resolve(ctx context.Context, c *call) error {
 	return nil
 }
 
-// settle waits until every definition that any server knows of is described: whoever asks for what this server does
-// not know deserves a second look.
+// settle waits until everything that any server knows of is described: whoever asks for what this server does not know
+// deserves a second look.
 func (s *Server) settle(ctx context.Context) error {
 	if err := s.registry.CatchUp(ctx); err != nil {
 		return err
 	}
-	return s.custom.AwaitAll(ctx)
+	return s.described(ctx)
 }
 
-// protobufV2 is what custom resources add to the version 2 document in protobuf.
-func protobufV2(parts custom.PartsV2) ([]byte, error) {
+// described waits until what the image holds of definitions and APIServices is described.
+func (s *Server) described(ctx context.Context) error {
+	if err := s.custom.AwaitAll(ctx); err != nil {
+		return err
+	}
+	return s.aggregator.AwaitAll(ctx)
+}
+
+// protobufV2 is what paths and schemas, by name, add to the version 2 document in protobuf.
+func protobufV2(paths, definitions any) ([]byte, error) {
 	doc, err := json.Marshal(map[string]any{
-		"swagger": "2.0", "info": map[string]any{"title": "x", "version": "x"}, "paths": parts.Paths, "definitions": parts.Definitions,
+		"swagger": "2.0", "info": map[string]any{"title": "x", "version": "x"}, "paths": paths, "definitions": definitions,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode OpenAPI: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/endpoints/deprecation"
 	"k8s.io/apiserver/pkg/warning"
 )
@@ -21,6 +22,12 @@ func (s *Server) warnDeprecated(ctx context.Context, o operation) {
 		return
 	}
 	warning.AddWarning(ctx, "", l.warning)
+	if o.audit != nil {
+		audit.AddAuditAnnotation(ctx, "k8s.io/deprecated", "true")
+		if l.removed != "" {
+			audit.AddAuditAnnotation(ctx, "k8s.io/removed-release", l.removed)
+		}
+	}
 	s.metrics.deprecated.WithLabelValues(o.info.APIGroup, o.info.APIVersion, o.info.Resource, o.info.Subresource, l.removed).Set(1)
 }
 

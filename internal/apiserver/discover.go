@@ -41,13 +41,16 @@ func (s *Server) addDiscovery(p *paths) {
 
 // documents are the discovery documents of what is served now, as far as this server knows.
 func (s *Server) documents(ctx context.Context) (*discovery.Documents, error) {
-	if err := s.custom.AwaitAll(ctx); err != nil {
+	if err := s.described(ctx); err != nil {
 		return nil, err
 	}
 	return s.catalog.Load().documents()
 }
 
 func (s *Server) serveCore(w http.ResponseWriter, req *http.Request) error {
+	if err := acceptable(req, objectTypes); err != nil {
+		return err
+	}
 	docs, err := s.documents(req.Context())
 	if err != nil {
 		return err
@@ -76,11 +79,17 @@ func (s *Server) serveGroup(w http.ResponseWriter, req *http.Request) error {
 	if err == nil && doc == nil {
 		// Another server may have just made it.
 		if err = s.settle(req.Context()); err == nil {
+			if s.delegate(w, req, callOf(req.Context())) {
+				return nil
+			}
 			doc, kind, err = s.groupDocument(req.Context(), path)
 		}
 	}
 	if err != nil {
 		return err
+	}
+	if parts := strings.Split(path, "/"); doc == nil && (parts[0] == "api" || len(parts) > 2 && s.builtin(parts[1])) {
+		return generic(http.StatusNotFound, req)
 	}
 	if doc == nil {
 		http.NotFound(w, req)

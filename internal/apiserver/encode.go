@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -12,6 +13,8 @@ import (
 	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/wire"
+	"barque.dev/internal/client"
+	"barque.dev/internal/store"
 )
 
 // encoderKey is what an encoder depends on. The resource is part of it because it converts.
@@ -36,10 +39,12 @@ func (s *Server) encoder(m media, o operation) *wire.Encoder {
 		e = wire.NewMetadataEncoder(m.as.GroupVersion(), m.encoding)
 	} else {
 		r := o.resource
-		e = wire.NewEncoder(o.kind, m.encoding, func(obj runtime.Object) (runtime.Object, error) {
-			return inVersion(r, obj, o.kind)
-		})
+		convert := func(obj runtime.Object) (runtime.Object, error) { return inVersion(r, obj, o.kind) }
+		e = wire.NewEncoder(o.kind, m.encoding, convert)
 		if r.Custom != nil {
+			if o.kind.Group == r.Group {
+				e = wire.NewCustomEncoder(o.kind, m.encoding, convert)
+			}
 			return e // custom resources come and go, and must not be held by what they leave here
 		}
 	}
@@ -74,6 +79,32 @@ type answer struct {
 
 // respond writes an answer in the form that the client asked for.
 func (x *exchange) respond(a answer) error {
+	err := x.respondIn(a)
+	if err != nil && a.page != nil {
+		return x.namingUnreadable(a.page, err)
+	}
+	return err
+}
+
+// namingUnreadable is the error of a list that could not be written: if that is because of an object that can't be read,
+// it names all such objects of the list.
+func (x *exchange) namingUnreadable(p *page, err error) error {
+	if one := (*store.UnreadableError)(nil); !errors.As(err, &one) {
+		return err
+	}
+	var unreadable client.Unreadable
+	for _, result := range p.results() {
+		if _, err := result.Get(); err != nil && !unreadable.Add(err) {
+			break
+		}
+	}
+	if named := unreadable.Err(x.resource.GroupResource); named != nil {
+		return named
+	}
+	return err // it can be read by now
+}
+
+func (x *exchange) respondIn(a answer) error {
 	if a.page == nil && a.result.Entry == nil {
 		if status, ok := a.result.Object.(*metav1.Status); ok {
 			return x.respondStatus(a.code, status)
@@ -93,12 +124,14 @@ func (x *exchange) respond(a answer) error {
 	case x.media.as != nil && x.media.as.Kind == "PartialObjectMetadataList":
 		return notConvertible(x.media, "an object is not a list")
 	}
-	e := x.server.encoder(x.media, x.operation)
-	item, err := itemOf(e, a.result)
-	if err != nil {
-		return err
-	}
-	return send(x.w, x.req, a.code, x.media, e.Object(item))
+	return x.answerWith(a.code, func(m media) (wire.Body, error) {
+		e := x.server.encoder(m, x.operation)
+		item, err := itemOf(e, a.result)
+		if err != nil {
+			return wire.Body{}, err
+		}
+		return e.Object(item), nil
+	})
 }
 
 func (x *exchange) respondStatus(code int, status *metav1.Status) error {
@@ -109,6 +142,7 @@ func (x *exchange) respondStatus(code int, status *metav1.Status) error {
 	}
 	m := x.media
 	m.as = nil
+	x.audit.status(status)
 	return sendObject(x.w, x.req, code, m, status, statusKind)
 }
 
@@ -127,20 +161,35 @@ func (t transient) Object() (runtime.Object, error) { return t.obj, nil }
 
 func (t transient) Wire(_ any, encode func() ([]byte, error)) ([]byte, error) { return encode() }
 
-// page is a list, or a part of one.
+// page is a list, or a part of one: of entries as a rule, or of objects.
 type page struct {
 	metav1.ListMeta
-	results []registry.Result
+	entries []*store.Entry
+	objects []runtime.Object
+}
+
+func (p *page) len() int { return len(p.entries) + len(p.objects) }
+
+func (p *page) at(i int) registry.Result {
+	if i < len(p.entries) {
+		return registry.Result{Entry: p.entries[i]}
+	}
+	return registry.Result{Object: p.objects[i-len(p.entries)]}
+}
+
+// results are all that the page shows.
+func (p *page) results() []registry.Result {
+	all := make([]registry.Result, p.len())
+	for i := range all {
+		all[i] = p.at(i)
+	}
+	return all
 }
 
 func pageOf(list *registry.List) *page {
-	p := &page{results: make([]registry.Result, len(list.Entries)), ListMeta: metav1.ListMeta{
+	return &page{entries: list.Entries, ListMeta: metav1.ListMeta{
 		ResourceVersion: strconv.FormatInt(list.Revision, 10), Continue: list.Continue, RemainingItemCount: list.Remaining,
 	}}
-	for i, entry := range list.Entries {
-		p.results[i].Entry = entry
-	}
-	return p
 }
 
 // pageOfObject makes a page of a list that the registry put together, such as what a deletion removed.
@@ -153,13 +202,9 @@ func pageOfObject(list runtime.Object) (*page, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &page{results: make([]registry.Result, len(items)), ListMeta: metav1.ListMeta{
+	return &page{objects: items, ListMeta: metav1.ListMeta{
 		ResourceVersion: accessor.GetResourceVersion(), Continue: accessor.GetContinue(), RemainingItemCount: accessor.GetRemainingItemCount(),
-	}}
-	for i, item := range items {
-		p.results[i].Object = item
-	}
-	return p, nil
+	}}, nil
 }
 
 // respondPage writes a list from the bytes of its items.
@@ -174,20 +219,72 @@ func (x *exchange) respondPage(a answer) error {
 	if x.media.metadata() {
 		kind = x.media.as.GroupVersion().WithKind("PartialObjectMetadataList")
 	}
-	e := x.server.encoder(x.media, x.operation)
-	items := make([][]byte, len(a.page.results))
-	for i, result := range a.page.results {
-		if i%1024 == 0 && x.req.Context().Err() != nil {
-			return x.req.Context().Err()
+	return x.answerWith(a.code, func(m media) (wire.Body, error) {
+		e := x.server.encoder(m, x.operation)
+		if err := x.convertTogether(e, a.page); err != nil {
+			return wire.Body{}, err
 		}
-		var err error
-		if items[i], err = itemOf(e, result); err != nil {
+		items := make([][]byte, a.page.len())
+		for i := range items {
+			if i%1024 == 0 && x.req.Context().Err() != nil {
+				return wire.Body{}, x.req.Context().Err()
+			}
+			var err error
+			if items[i], err = itemOf(e, a.page.at(i)); err != nil {
+				return wire.Body{}, err
+			}
+		}
+		return e.List(kind, a.page.ListMeta, items)
+	})
+}
+
+// convertedAtOnce bounds what is converted by one call of a webhook, in bytes as they are kept: its answer, which may be longer, is
+// bounded too.
+const convertedAtOnce = 2 << 20
+
+// convertTogether has those objects of a page converted together that have another version than the client wants, and keeps
+// their items: webhooks are asked once for a list, and not once for each object.
+func (x *exchange) convertTogether(e *wire.Encoder, p *page) error {
+	codec, ok := x.resource.Codec().(api.BatchConverter)
+	if !ok || e.Kind() != x.kind || !x.own() {
+		return nil
+	}
+	var entries []*store.Entry
+	var objs []runtime.Object
+	size := 0
+	convert := func() error {
+		if len(objs) < 2 {
+			return nil // is converted when it is encoded
+		}
+		converted, err := codec.ConvertAll(objs, x.kind.GroupVersion())
+		if err != nil {
 			return err
 		}
+		for i, entry := range entries {
+			if _, err := e.ItemAs(entry, converted[i]); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	body, err := e.List(kind, a.page.ListMeta, items)
-	if err != nil {
-		return err
+	for _, entry := range p.entries {
+		if _, ok := e.Kept(entry); ok {
+			continue
+		}
+		obj, err := entry.Object()
+		if err != nil {
+			return err
+		}
+		if obj.GetObjectKind().GroupVersionKind() == x.kind {
+			continue
+		}
+		if size += entry.Size(); size > convertedAtOnce {
+			if err := convert(); err != nil {
+				return err
+			}
+			entries, objs, size = nil, nil, entry.Size()
+		}
+		entries, objs = append(entries, entry), append(objs, obj)
 	}
-	return send(x.w, x.req, a.code, x.media, body)
+	return convert()
 }

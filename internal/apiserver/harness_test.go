@@ -66,6 +66,12 @@ func start(tb testing.TB, tune func(*apiserver.Config)) *cluster {
 // startOn is start on a member of an etcd cluster that may have others.
 func startOn(tb testing.TB, member *etcd.Member, tune func(*apiserver.Config)) *cluster {
 	tb.Helper()
+	return startAs(tb, member, auth.Options{}, tune)
+}
+
+// startAs is startOn with what an operator says about access.
+func startAs(tb testing.TB, member *etcd.Member, options auth.Options, tune func(*apiserver.Config)) *cluster {
+	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -80,13 +86,16 @@ func startOn(tb testing.TB, member *etcd.Member, tune func(*apiserver.Config)) *
 	}
 	background(tb, "store", c.store.Run)
 
-	access, err := auth.New(auth.Config{
+	access, err := auth.New(tb.Context(), auth.Config{
 		Image:    image.NewTables(func(gr schema.GroupResource) *store.Table { return c.reg.Table(gr) }, auth.Indexes()...),
-		ClientCA: c.pki.Cluster.Pool(), SigningKey: c.pki.ServiceAccounts.Key, PublicKeys: c.pki.ServiceAccounts.Public,
+		ClientCA: c.pki.Cluster.Pool(), FrontProxyCA: c.pki.FrontProxy.PEM(),
+		SigningKey: c.pki.ServiceAccounts.Key, PublicKeys: c.pki.ServiceAccounts.Public,
+		Options: options, ServerID: "one", Metrics: c.metrics, Log: log,
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
+	background(tb, "access", access.Run)
 	virtual := map[string]registry.Handler{}
 	for name, create := range access.Virtual() {
 		virtual[name] = func(ctx context.Context, r registry.Request, obj runtime.Object) (runtime.Object, error) {
@@ -116,18 +125,11 @@ func (c *cluster) serve(tb testing.TB, access *auth.Auth, log *slog.Logger, tune
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
 	c.url = fmt.Sprintf("https://127.0.0.1:%d", port)
-	pair, err := c.pki.Cluster.Issue(pki.APIServer(pki.ServerNames{}), time.Now())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	cert, err := pair.TLS()
-	if err != nil {
-		tb.Fatal(err)
-	}
+	cert := issue(tb, c.pki.Cluster, pki.APIServer(pki.ServerNames{}))
 	cfg := apiserver.Config{
 		Registry: c.reg, Authenticator: access.Authenticator, Audiences: access.Audiences, Authorizer: access.Authorizer,
 		Listener: listener, Paths: access.Handlers(), Metrics: c.metrics,
-		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: c.pki.Cluster.Pool(), ClientAuth: tls.RequestClientCert},
+		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: access.ClientCAs(), ClientAuth: tls.RequestClientCert},
 		Identity: apiserver.Identity{Name: "one", Address: "127.0.0.1", Port: port},
 		Readyz: []healthz.HealthChecker{healthz.NamedCheck("etcd", func(*http.Request) error {
 			return c.store.Healthy()
@@ -174,7 +176,14 @@ func (c *cluster) tlsConfig(tb testing.TB, user string, groups ...string) *tls.C
 	if user == "" {
 		return config
 	}
-	pair, err := c.pki.Cluster.Issue(pki.Client(user, groups...), time.Now())
+	config.Certificates = []tls.Certificate{issue(tb, c.pki.Cluster, pki.Client(user, groups...))}
+	return config
+}
+
+// issue makes a key and a certificate by an authority.
+func issue(tb testing.TB, authority *pki.Authority, request pki.Request) tls.Certificate {
+	tb.Helper()
+	pair, err := authority.Issue(request, time.Now())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -182,8 +191,7 @@ func (c *cluster) tlsConfig(tb testing.TB, user string, groups ...string) *tls.C
 	if err != nil {
 		tb.Fatal(err)
 	}
-	config.Certificates = []tls.Certificate{cert}
-	return config
+	return cert
 }
 
 // http is an HTTP client that is user in groups.
@@ -272,6 +280,16 @@ type answer struct {
 // do sends a request with headers given as name, value, name, value.
 func do(tb testing.TB, client *http.Client, method, url string, body io.Reader, headers ...string) answer {
 	tb.Helper()
+	a, err := try(tb, client, method, url, body, headers...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return a
+}
+
+// try is do for requests that may get no answer, or not all of it.
+func try(tb testing.TB, client *http.Client, method, url string, body io.Reader, headers ...string) (answer, error) {
+	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), method, url, body)
 	if err != nil {
 		tb.Fatal(err)
@@ -281,12 +299,9 @@ func do(tb testing.TB, client *http.Client, method, url string, body io.Reader, 
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		tb.Fatal(err)
+		return answer{}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return answer{resp.StatusCode, resp.Header, string(b)}
+	return answer{resp.StatusCode, resp.Header, string(b)}, err
 }

@@ -9,28 +9,39 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
-// inFlight counts the requests being answered, and turns away what is too much. Long-running requests
-// are counted only to be waited for.
+// inFlight counts the requests being answered. Without priority and fairness it also turns away what is too much;
+// long-running requests are then counted only to be waited for.
 type inFlight struct {
-	maxReads, maxWrites int64
-	reads, writes       atomic.Int64
-	all                 sync.WaitGroup
+	reads, writes inFlightKind
+	all           sync.WaitGroup
 }
 
-// admit takes a place for a request of the verb; false when there is none and the request is not
-// privileged. release gives it back.
-func (f *inFlight) admit(verb string, privileged bool) (release func(), ok bool) {
-	n, limit := &f.writes, f.maxWrites
+// inFlightKind are those that read, or those that write.
+type inFlightKind struct {
+	max   int64
+	count atomic.Int64
+}
+
+// kind is where requests of a verb are counted.
+func (f *inFlight) kind(verb string) *inFlightKind {
 	switch verb {
 	case "get", "list", "watch":
-		n, limit = &f.reads, f.maxReads
+		return &f.reads
 	}
-	if n.Add(1) > limit && !privileged {
-		n.Add(-1)
-		return nil, false
-	}
-	return func() { n.Add(-1) }, true
+	return &f.writes
 }
+
+// enter takes a place; false when there is none and the request is not privileged.
+func (k *inFlightKind) enter(privileged bool) bool {
+	if k.count.Add(1) > k.max && !privileged {
+		k.count.Add(-1)
+		return false
+	}
+	return true
+}
+
+// leave gives the place back.
+func (k *inFlightKind) leave() { k.count.Add(-1) }
 
 // wait returns when every request has been answered.
 func (f *inFlight) wait() { f.all.Wait() }

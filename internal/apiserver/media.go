@@ -85,8 +85,21 @@ func (c customObjects) AllowsMediaTypeTransform(mimeType, subType string, target
 	return c.objects.AllowsMediaTypeTransform(mimeType, subType, target)
 }
 
+// virtualObjects is an endpoint of what is never kept, and has no columns.
+type virtualObjects struct{ objects }
+
+func (v virtualObjects) AllowsMediaTypeTransform(mimeType, subType string, target *schema.GroupVersionKind) bool {
+	if target != nil && target.Kind == "Table" {
+		return false
+	}
+	return v.objects.AllowsMediaTypeTransform(mimeType, subType, target)
+}
+
 // endpoint is what an operation's answers can be.
 func (o operation) endpoint() negotiation.EndpointRestrictions {
+	if o.resource.Virtual() {
+		return virtualObjects{}
+	}
 	if o.resource.Custom != nil && o.kind.Group == o.resource.Group {
 		return customObjects{}
 	}
@@ -121,13 +134,13 @@ func newMedia(req *http.Request, options negotiation.MediaTypeOptions, info runt
 	return m
 }
 
-// negotiateError picks the media type of an error; there is always one, and transformations do not apply.
+// negotiateError picks the media type of an error. It is never transformed: who takes nothing but transformed objects
+// gets JSON to read.
 func negotiateError(req *http.Request) media {
-	m, err := negotiate(req, objects{})
+	m, err := negotiate(req, plainObjects{})
 	if err != nil {
-		return media{pretty: wantsPretty(req)}
+		return media{pretty: true}
 	}
-	m.as = nil
 	return m
 }
 

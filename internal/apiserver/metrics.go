@@ -4,17 +4,21 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"barque.dev/internal/api"
 )
 
 // metrics carry the names, labels and buckets of kube-apiserver's, so that its dashboards and
 // alerts work.
 type metrics struct {
 	registry     *prometheus.Registry
+	shown        prometheus.Gatherers // registry, and others'
 	requests     *prometheus.CounterVec
 	duration     *prometheus.HistogramVec
 	sli          *prometheus.HistogramVec
@@ -26,16 +30,18 @@ type metrics struct {
 	watchSizes   *prometheus.HistogramVec
 	handshakes   prometheus.Counter
 	deprecated   *prometheus.GaugeVec
+	access       *accessMetrics
+	series       sync.Map // seriesKey to *series
 }
 
-func newMetrics(registry *prometheus.Registry, flight *inFlight) (*metrics, error) {
+func newMetrics(registry *prometheus.Registry, more []prometheus.Gatherer, flight *inFlight) (*metrics, error) {
 	if registry == nil {
 		registry = prometheus.NewRegistry()
 	}
 	labels := []string{"verb", "group", "version", "resource", "subresource", "scope", "component"}
 	withDryRun := []string{"verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component"}
 	m := &metrics{
-		registry: registry,
+		shown: append(prometheus.Gatherers{registry}, more...), registry: registry,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apiserver_request_total", Help: "Requests by what they did and how they were answered.",
 		}, append(withDryRun[:len(withDryRun):len(withDryRun)], "code")),
@@ -71,6 +77,7 @@ func newMetrics(registry *prometheus.Registry, flight *inFlight) (*metrics, erro
 			Name: "apiserver_tls_handshake_errors_total", Help: "Connections that failed to set up TLS.",
 		}),
 	}
+	m.access = newAccessMetrics()
 	m.deprecated = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "apiserver_requested_deprecated_apis", Help: "Deprecated kinds that somebody asks for.",
 	}, []string{"group", "version", "resource", "subresource", "removed_release"})
@@ -80,11 +87,11 @@ func newMetrics(registry *prometheus.Registry, flight *inFlight) (*metrics, erro
 			ConstLabels: prometheus.Labels{"request_kind": kind},
 		}, value)
 	}
-	for _, c := range []prometheus.Collector{
+	for _, c := range append(m.access.collectors(),
 		m.requests, m.duration, m.sli, m.sizes, m.longRunning, m.terminations, m.aborts, m.watchEvents, m.watchSizes, m.handshakes, m.deprecated,
-		inFlightGauge("readOnly", func() float64 { return float64(flight.reads.Load()) }),
-		inFlightGauge("mutating", func() float64 { return float64(flight.writes.Load()) }),
-	} {
+		inFlightGauge("readOnly", func() float64 { return float64(flight.reads.count.Load()) }),
+		inFlightGauge("mutating", func() float64 { return float64(flight.writes.count.Load()) }),
+	) {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -93,7 +100,7 @@ func newMetrics(registry *prometheus.Registry, flight *inFlight) (*metrics, erro
 }
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(gatherer(m.shown), promhttp.HandlerOpts{})
 }
 
 // component is the value of the label of that name: this is an API server.
@@ -104,14 +111,15 @@ type reported struct {
 	verb, dryRun, group, version, resource, subresource, scope string
 }
 
-// report names a request for metrics. What somebody made up, a path or a resource that is not served, must not
-// become a label.
-func report(req *http.Request, info *request.RequestInfo, served bool) reported {
+// report names a request for metrics. What somebody made up, a path, a resource that is not served, or a subresource
+// that it has not, must not become a label: it is asked for before it is known who asks. resource is nil for what is
+// not served.
+func report(req *http.Request, info *request.RequestInfo, resource *api.Resource) reported {
 	var r reported
 	switch {
 	case !info.IsResourceRequest:
 		r.subresource = knownPath(info.Path)
-	case served:
+	case resource != nil && (info.Subresource == "" || resource.Subresources[info.Subresource] != nil):
 		r = reported{group: info.APIGroup, version: info.APIVersion, resource: info.Resource, subresource: info.Subresource}
 	}
 	switch {
@@ -161,7 +169,7 @@ func reportedVerb(req *http.Request, info *request.RequestInfo) string {
 }
 
 func knownPath(path string) string {
-	for _, known := range []string{"/healthz", "/livez", "/readyz", "/metrics", "/version", "/openapi/v2", "/openapi/v3", "/debug/pprof", "/apis", "/api"} {
+	for _, known := range []string{"/healthz", "/livez", "/readyz", "/metrics", "/version", "/openapi/v2", "/openapi/v3", "/debug/pprof", "/debug/api_priority_and_fairness", "/apis", "/api"} {
 		if path == known || strings.HasPrefix(path, known+"/") {
 			return known
 		}
@@ -169,16 +177,48 @@ func knownPath(path string) string {
 	return ""
 }
 
+// series are what a finished request counts in. To find them by their labels costs more than to count.
+type series struct {
+	requests             prometheus.Counter
+	duration, sli, sizes prometheus.Observer // the last two are nil where they don't count it
+}
+
+// seriesKey is what series depend on.
+type seriesKey struct {
+	reported
+	code int
+	long bool
+}
+
+// seriesOf finds the series of a request. There are as many as /metrics shows.
+func (m *metrics) seriesOf(k seriesKey) *series {
+	if known, ok := m.series.Load(k); ok {
+		return known.(*series)
+	}
+	s := &series{
+		requests: m.requests.WithLabelValues(k.verb, k.dryRun, k.group, k.version, k.resource, k.subresource, k.scope, component, strconv.Itoa(k.code)),
+		duration: m.duration.WithLabelValues(k.verb, k.dryRun, k.group, k.version, k.resource, k.subresource, k.scope, component),
+	}
+	if !k.long { // its length is the client's choice
+		s.sli = m.sli.WithLabelValues(k.verb, k.group, k.version, k.resource, k.subresource, k.scope, component)
+		if k.verb == "GET" || k.verb == "LIST" {
+			s.sizes = m.sizes.WithLabelValues(k.verb, k.group, k.version, k.resource, k.subresource, k.scope, component)
+		}
+	}
+	m.series.Store(k, s)
+	return s
+}
+
 // done records a finished request.
 func (m *metrics) done(r reported, long bool, code int, size int64, took time.Duration) {
-	m.requests.WithLabelValues(r.verb, r.dryRun, r.group, r.version, r.resource, r.subresource, r.scope, component, strconv.Itoa(code)).Inc()
-	m.duration.WithLabelValues(r.verb, r.dryRun, r.group, r.version, r.resource, r.subresource, r.scope, component).Observe(took.Seconds())
-	if long {
-		return // its length is the client's choice
+	s := m.seriesOf(seriesKey{r, code, long})
+	s.requests.Inc()
+	s.duration.Observe(took.Seconds())
+	if s.sli != nil {
+		s.sli.Observe(took.Seconds())
 	}
-	m.sli.WithLabelValues(r.verb, r.group, r.version, r.resource, r.subresource, r.scope, component).Observe(took.Seconds())
-	if r.verb == "GET" || r.verb == "LIST" {
-		m.sizes.WithLabelValues(r.verb, r.group, r.version, r.resource, r.subresource, r.scope, component).Observe(float64(size))
+	if s.sizes != nil {
+		s.sizes.Observe(float64(size))
 	}
 }
 

@@ -89,7 +89,7 @@ func negotiateOpenAPI(req *http.Request, version string) (openapi.Format, string
 }
 
 func (o *openAPI) serveV2(w http.ResponseWriter, req *http.Request) error {
-	if err := o.server.custom.AwaitAll(req.Context()); err != nil {
+	if err := o.server.described(req.Context()); err != nil {
 		return err
 	}
 	doc := o.packed(openapi.V2)
@@ -132,20 +132,27 @@ func (o *openAPI) serveIndex(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	served := docs.Paths()
+	served, catalog := docs.Paths(), o.server.catalog.Load()
+	add := func(documents map[string]*addedDocument) {
+		for name, doc := range documents {
+			if _, ok := list.Paths[name]; ok {
+				continue
+			}
+			if found, err := doc.find(); err == nil { // what can't be described must not hide the others
+				list.Paths[name] = entry{documentURL(name, found.hash)}
+			}
+		}
+	}
+	add(catalog.remote)
 	for _, name := range o.specs.Names() {
+		if _, ok := list.Paths[name]; ok {
+			continue
+		}
 		if _, ok := o.server.paths.exact["/"+name]; ok || slices.Contains(served, "/"+name) {
 			list.Paths[name] = entry{documentURL(name, o.specs.Hash(name))}
 		}
 	}
-	for name, doc := range o.server.catalog.Load().custom {
-		if _, ok := list.Paths[name]; ok {
-			continue
-		}
-		if found, err := doc.find(); err == nil { // what can't be described must not hide the others
-			list.Paths[name] = entry{documentURL(name, found.hash)}
-		}
-	}
+	add(catalog.custom)
 	b, err := json.Marshal(list)
 	if err != nil {
 		return err
@@ -165,11 +172,17 @@ func (o *openAPI) find(ctx context.Context, name string) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
+	catalog := o.server.catalog.Load()
+	if doc := catalog.remote[name]; doc != nil {
+		if found, err := doc.find(); err == nil {
+			return found, nil
+		}
+	}
 	_, exact := o.server.paths.exact["/"+name]
 	if packed := o.packed(name); packed.hash != "" && (exact || slices.Contains(docs.Paths(), "/"+name)) {
 		return packed, nil
 	}
-	if doc := o.server.catalog.Load().custom[name]; doc != nil {
+	if doc := catalog.custom[name]; doc != nil {
 		if found, err := doc.find(); err == nil {
 			return found, nil
 		}

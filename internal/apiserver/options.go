@@ -2,14 +2,13 @@ package apiserver
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
-	"strings"
-	"unicode"
-	"unicode/utf8"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -22,6 +21,7 @@ import (
 	"k8s.io/apiserver/pkg/warning"
 
 	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/nesting"
 )
 
 // options reads a request's query parameters into one of the kinds of options.
@@ -37,6 +37,9 @@ func options(req *http.Request, into runtime.Object) error {
 
 // listOptions reads the options of a list or watch. The name of a single object counts as a field selector.
 func listOptions(req *http.Request, o operation) (*metainternalversion.ListOptions, error) {
+	if err := checkSelector(o.info.LabelSelector); err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
 	opts := &metainternalversion.ListOptions{}
 	if err := options(req, opts); err != nil {
 		return nil, err
@@ -66,17 +69,17 @@ func (x *exchange) body() ([]byte, error) {
 	if req.ContentLength > limit {
 		return nil, tooLarge(limit)
 	}
-	if deadline, ok := req.Context().Deadline(); ok {
-		// A slow sender must not hold a place for longer than its request may take. Not every
-		// connection has deadlines; those without are not the network's.
-		_ = http.NewResponseController(x.w).SetReadDeadline(deadline)
-	}
+	defer endReading(req.Context(), x.w)()
 	var b []byte
 	var err error
 	limited := http.MaxBytesReader(x.w, req.Body, limit)
 	if n := req.ContentLength; n > 0 {
-		b = make([]byte, n)
-		_, err = io.ReadFull(limited, b)
+		// What is announced gets its room once some of it has come.
+		b = make([]byte, min(n, firstPart))
+		if _, err = io.ReadFull(limited, b); err == nil && n > firstPart {
+			b = append(b, make([]byte, n-firstPart)...)
+			_, err = io.ReadFull(limited, b[firstPart:])
+		}
 	} else {
 		b, err = io.ReadAll(limited)
 	}
@@ -92,24 +95,49 @@ func (x *exchange) body() ([]byte, error) {
 	return b, nil
 }
 
+// firstPart is how much of a request's body, in bytes, gets room on its sender's word.
+const firstPart = 64 << 10
+
+// endReading ends reading from a request's body when ctx ends, until the function that it returns is called: a slow sender must
+// not hold a place for longer than its request may take. Not every connection has deadlines; those without are not the
+// network's. One that is set in advance would cost each request of HTTP/2 a message to the goroutine of its connection.
+func endReading(ctx context.Context, w http.ResponseWriter) (done func()) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-ended // w must not be used when the request has been answered
+		}
+	}
+}
+
 func tooLarge(limit int64) error {
 	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("limit is %d", limit))
 }
 
-// decode reads the object of a creation or update: of the operation's kind and version, defaulted. How
-// unknown and repeated fields are treated is the directive's choice (KEP-2885).
-func (x *exchange) decode(directive string) (runtime.Object, error) {
-	own := x.resource.Custom != nil && x.kind.Group == x.resource.Group
+// own tells whether what is sent is of the custom resource's own kind.
+func (x *exchange) own() bool { return x.resource.Custom != nil && x.kind.Group == x.resource.Group }
+
+// input is what decodes a request's body; 415 if nothing does.
+func (x *exchange) input() (runtime.SerializerInfo, error) {
 	codecs := runtime.NegotiatedSerializer(api.Codecs())
-	if own {
+	if x.own() {
 		codecs = x.resource.Custom.Input
 	}
-	info, err := negotiation.NegotiateInputSerializer(x.req, false, codecs)
+	return negotiation.NegotiateInputSerializer(x.req, false, codecs)
+}
+
+// decode reads the object of a creation or update: of the operation's kind and version, defaulted. How
+// unknown and repeated fields are treated is the directive's choice (KEP-2885).
+func (x *exchange) decode(info runtime.SerializerInfo, directive string) (runtime.Object, error) {
+	body, err := x.body()
 	if err != nil {
 		return nil, err
 	}
-	body, err := x.body()
-	if err != nil {
+	if err := checkNesting(info, body); err != nil {
 		return nil, err
 	}
 	serializer := info.Serializer
@@ -118,14 +146,9 @@ func (x *exchange) decode(directive string) (runtime.Object, error) {
 	}
 	defaults := x.kind
 	obj, gvk, err := serializer.Decode(body, &defaults, nil)
-	if strict, ok := runtime.AsStrictDecodingError(err); ok && obj != nil {
-		if directive == metav1.FieldValidationStrict {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", gvk.Kind, gvk.Version, x.kind.Kind, err))
-		}
-		warnStrict(x.req.Context(), strict.Errors())
-		err = nil
-	}
-	if err != nil {
+	strict, unclear := runtime.AsStrictDecodingError(err)
+	unclear = unclear && obj != nil
+	if err != nil && (!unclear || directive == metav1.FieldValidationStrict) {
 		return nil, undecodable(err, gvk, x.kind, body)
 	}
 	if gvk.GroupVersion() != x.kind.GroupVersion() {
@@ -135,12 +158,30 @@ func (x *exchange) decode(directive string) (runtime.Object, error) {
 	if gvk.Kind != x.kind.Kind {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s", gvk.Kind, gvk.Version, x.kind.Kind))
 	}
-	if own {
+	if unclear {
+		warnStrict(x.req.Context(), strict.Errors())
+	}
+	if x.own() {
 		x.resource.Codec().Default(obj)
 	} else {
 		api.Scheme().Default(obj)
 	}
 	return obj, nil
+}
+
+// checkNesting refuses what would take a server's time and memory to complain about.
+func checkNesting(info runtime.SerializerInfo, body []byte) error {
+	var err error
+	switch info.MediaType {
+	case runtime.ContentTypeJSON:
+		err = nesting.CheckJSON(body)
+	case runtime.ContentTypeYAML:
+		err = nesting.CheckYAML(body)
+	}
+	if err != nil {
+		return apierrors.NewRequestEntityTooLargeError(err.Error())
+	}
+	return nil
 }
 
 // warnStrict turns what a strict decoder found into warnings.
@@ -157,23 +198,20 @@ func undecodable(err error, gvk *schema.GroupVersionKind, want schema.GroupVersi
 	return apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v (%s)", want.Kind, err, summary(body)))
 }
 
-// summary shows the start of what could not be read.
+// summary shows the start of what could not be read: as text if it may be JSON, else in hexadecimal.
 func summary(body []byte) string {
 	const shown = 30
-	cut := body[:min(len(body), shown)]
-	if !utf8.Valid(body) || strings.ContainsFunc(string(cut), unicode.IsControl) {
-		if len(body) > shown {
-			return fmt.Sprintf("hex: %x ...", cut)
-		}
-		return fmt.Sprintf("hex: %x", cut)
-	}
+	cut, more := body, ""
 	if len(body) > shown {
-		return string(cut) + " ..."
+		cut, more = body[:shown], " ..."
 	}
-	if len(body) == 0 {
-		return "empty data"
+	switch {
+	case len(body) == 0:
+		return "<empty>"
+	case body[0] == '{':
+		return string(cut) + more
 	}
-	return string(cut)
+	return hex.EncodeToString(cut) + more
 }
 
 // mediaTypeOf is a request's content type without parameters.

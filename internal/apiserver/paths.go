@@ -24,7 +24,7 @@ type paths struct {
 func (s *Server) newPaths() *paths {
 	p := &paths{exact: map[string]http.Handler{}, below: map[string]http.Handler{}, extra: s.cfg.Extra}
 	p.add("/", s.handler(s.serveIndex))
-	p.add("/version", s.handler(s.serveVersion))
+	p.add("/version", s.getOnly(s.serveVersion))
 	p.add("/metrics", s.metrics.handler())
 	p.add("/debug/pprof/", http.HandlerFunc(pprof.Index))
 	p.add("/debug/pprof/profile", http.HandlerFunc(pprof.Profile))
@@ -34,6 +34,11 @@ func (s *Server) newPaths() *paths {
 	s.addHealth(p)
 	s.addDiscovery(p)
 	s.addOpenAPI(p)
+	if s.fair != nil {
+		for path, h := range s.fair.Handlers() {
+			p.add(path, h)
+		}
+	}
 	for path, h := range s.cfg.Paths {
 		p.add(path, h)
 	}
@@ -83,6 +88,13 @@ func longest(below map[string]http.Handler, path string) (http.Handler, bool) {
 
 // dispatch hands a request that may pass to its handler.
 func (s *Server) dispatch(w http.ResponseWriter, req *http.Request, c *call) {
+	if c.info.IsResourceRequest && strings.HasPrefix(req.URL.Path, "//") {
+		http.NotFound(w, req)
+		return
+	}
+	if s.delegate(w, req, c) {
+		return
+	}
 	if c.info.IsResourceRequest {
 		s.end(w, req, s.serveResource(w, req, c))
 		return

@@ -127,8 +127,8 @@ func (k *kubelet) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func withNode(t *testing.T) (*cluster, kubernetes.Interface) {
 	t.Helper()
 	k := &kubelet{}
-	var c *cluster
-	c = start(t, func(cfg *apiserver.Config) {
+	var shown tls.Certificate
+	c := start(t, func(cfg *apiserver.Config) {
 		// The authorities are those that start has just made.
 		cfg.Kubelet = relay.Config{TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
 		cfg.Kubelet.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -141,15 +141,13 @@ func withNode(t *testing.T) (*cluster, kubernetes.Interface) {
 		authorities := cfg.TLS.ClientCAs
 		cfg.Kubelet.TLS.RootCAs = authorities
 		cfg.Kubelet.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return issue(t, c, pki.Client(pki.UserKubeletClient, pki.GroupMasters))
+			return &shown, nil
 		}
 	})
-	serving, err := issue(t, c, pki.KubeletServing("n", nil, []netip.Addr{netip.MustParseAddr("10.9.9.9")}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	shown = issue(t, c.pki.Cluster, pki.Client(pki.UserKubeletClient, pki.GroupMasters))
+	serving := issue(t, c.pki.Cluster, pki.KubeletServing("n", nil, []netip.Addr{netip.MustParseAddr("10.9.9.9")}))
 	server := httptest.NewUnstartedServer(k)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{*serving}, ClientCAs: c.pki.Cluster.Pool(), ClientAuth: tls.VerifyClientCertIfGiven}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{serving}, ClientCAs: c.pki.Cluster.Pool(), ClientAuth: tls.VerifyClientCertIfGiven}
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	port := server.Listener.Addr().(*net.TCPAddr).Port
@@ -157,15 +155,6 @@ func withNode(t *testing.T) (*cluster, kubernetes.Interface) {
 	client := c.client(t)
 	makeNodeObjects(t, client, port)
 	return c, client
-}
-
-func issue(t *testing.T, c *cluster, request pki.Request) (*tls.Certificate, error) {
-	pair, err := c.pki.Cluster.Issue(request, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	cert, err := pair.TLS()
-	return &cert, err
 }
 
 func makeNodeObjects(t *testing.T, client kubernetes.Interface, port int) {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"barque.dev/internal/api"
@@ -21,15 +22,20 @@ type operation struct {
 
 // serveResource answers a request for API objects. An error is still to be told to the client.
 func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call) error {
+	known := c.resource != nil
 	if err := s.resolve(req.Context(), c); err != nil {
 		return err
+	}
+	if !known && s.delegate(w, req, c) {
+		return nil // another server has just registered it
 	}
 	if c.resource == nil {
 		docs, err := s.documents(req.Context())
 		if err != nil {
 			return err
 		}
-		if _, ok := docs.Resources[gvrOf(c.info).GroupVersion()]; ok {
+		gv := gvrOf(c.info).GroupVersion()
+		if _, ok := docs.Resources[gv]; ok && s.builtin(gv.Group) || gv.Group == "" {
 			return generic(http.StatusNotFound, req)
 		}
 		http.NotFound(w, req)
@@ -39,8 +45,14 @@ func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call
 	if proxied := o.sub != nil && o.sub.Name == "proxy"; code == 0 && req.Method == http.MethodHead && !proxied {
 		code = http.StatusMethodNotAllowed
 	}
+	if code == http.StatusNotFound && c.resource.Custom != nil && c.info.Subresource != "" {
+		return apierrors.NewNotFound(c.resource.GroupResource, c.info.Name)
+	}
 	if code != 0 {
 		return generic(code, req)
+	}
+	if err := routable(req, o); err != nil {
+		return err
 	}
 	s.warnDeprecated(req.Context(), o)
 	if o.sub != nil && o.sub.Connect {
@@ -54,6 +66,11 @@ func (s *Server) serveResource(w http.ResponseWriter, req *http.Request, c *call
 		return generic(http.StatusMethodNotAllowed, req)
 	}
 	return s.serve(w, req, o, do)
+}
+
+// builtin tells whether a group has resources that no definition made. Below its path errors are Statuses, elsewhere text.
+func (s *Server) builtin(group string) bool {
+	return slices.ContainsFunc(api.Resources(), func(r *api.Resource) bool { return r.Group == group })
 }
 
 // operation works out what a request acts on. The code is 0, or that of the error: 404 for a path that
@@ -84,8 +101,21 @@ func (s *Server) operation(c *call) (operation, int) {
 	if o.sub != nil && o.sub.Connect {
 		return o, 0 // which methods it takes is between the client and the other end
 	}
+	if info.Verb == "proxy" || info.Subresource == "" && info.Name != "" && !slices.Contains(verbs, "get") {
+		return o, http.StatusNotFound // a path of old, and nothing that is kept and could have a name
+	}
 	if !slices.Contains(verbs, info.Verb) {
 		return o, http.StatusMethodNotAllowed
+	}
+	switch info.Verb {
+	case "create":
+		if info.Subresource == "" && info.Name != "" {
+			return o, http.StatusMethodNotAllowed
+		}
+	case "update", "patch":
+		if info.Name == "" {
+			return o, http.StatusMethodNotAllowed
+		}
 	}
 	if r.Namespaced && info.Namespace == "" && info.Verb != "list" && info.Verb != "watch" {
 		// Only reads go over all namespaces: /api/v1/pods exists, but not for POST.

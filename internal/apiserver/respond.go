@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,9 +26,6 @@ import (
 // gzipThreshold is the size in bytes from which responses are compressed for clients that take gzip. Below, the
 // network is cheaper than the work (as in Kubernetes).
 const gzipThreshold = 128 << 10
-
-// writeLimit is how long a large response may take to be received.
-const writeLimit = 2 * time.Minute
 
 var gzipWriters = sync.Pool{New: func() any {
 	w, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
@@ -67,12 +63,6 @@ func sendBytes(w http.ResponseWriter, req *http.Request, code int, b []byte) err
 // sendSized writes size bytes of body, compressed where that pays.
 func sendSized(w http.ResponseWriter, req *http.Request, code int, size int64, body io.WriterTo) error {
 	h := w.Header()
-	if size >= gzipThreshold {
-		// A receiver that does not read must not keep the answer in memory for ever.
-		deadlines := http.NewResponseController(w)
-		_ = deadlines.SetWriteDeadline(time.Now().Add(writeLimit)) // not every connection has them
-		defer func() { _ = deadlines.SetWriteDeadline(time.Time{}) }()
-	}
 	if size < gzipThreshold || !acceptsGzip(req) {
 		h.Set("Content-Length", strconv.FormatInt(size, 10))
 		w.WriteHeader(code)
@@ -129,6 +119,9 @@ func (s *Server) fail(w http.ResponseWriter, req *http.Request, err error) {
 		w.Header().Set("Connection", "close")
 	}
 	w.Header().Del("Content-Encoding")
+	if r, ok := w.(*response); ok {
+		r.audit.status(status)
+	}
 	if sendErr := sendObject(w, req, int(status.Code), negotiateError(req), status, statusKind); sendErr != nil {
 		s.log.Debug("error not delivered", "error", err, "cause", sendErr)
 	}

@@ -7,7 +7,8 @@
 //
 // Beside objects the server answers discovery (package discovery), OpenAPI, health, metrics and
 // version, and passes exec, attach, port-forward, logs and proxy requests on to nodes, pods and
-// services (package relay).
+// services (package relay), and requests for aggregated APIs to the servers that have them
+// (package aggregate).
 package apiserver
 
 import (
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"k8s.io/apimachinery/pkg/util/sets"
 	apiversion "k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -34,7 +36,11 @@ import (
 
 	"barque.dev/internal/api"
 	"barque.dev/internal/api/openapi"
+	"barque.dev/internal/apiserver/aggregate"
+	"barque.dev/internal/apiserver/auditlog"
 	"barque.dev/internal/apiserver/custom"
+	"barque.dev/internal/apiserver/fairness"
+	"barque.dev/internal/apiserver/h2"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/client"
@@ -58,8 +64,13 @@ type Config struct {
 	Identity Identity
 	// Kubelet says how nodes are reached. Without a dialer, requests for nodes and pods go out directly.
 	Kubelet relay.Config
+	// FrontProxy is the client certificate that aggregated API servers are shown, by which they know that they may trust
+	// the headers that say who asks; nil shows none.
+	FrontProxy func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// Metrics is what /metrics shows, with the server's own added; nil makes one.
 	Metrics *prometheus.Registry
+	// Gatherers are shown by /metrics beside Metrics. No two may have a metric of the same name.
+	Gatherers []prometheus.Gatherer
 	// Livez and Readyz are checked by /livez and /readyz, and both by /healthz, beside ping and shutdown.
 	Livez, Readyz []healthz.HealthChecker
 	// Extra serves further paths. Its handlers check their callers themselves: neither
@@ -70,6 +81,10 @@ type Config struct {
 	Paths map[string]http.Handler
 	// Version is what /version says; the zero value is Barque's own.
 	Version apiversion.Info
+	// Audit is where requests are recorded; nil for nowhere. The server runs it.
+	Audit *auditlog.Log
+	// Tracer begins the spans of requests; nil traces nothing.
+	Tracer trace.Tracer
 	// Limits bound what is taken on; zero fields mean the defaults.
 	Limits Limits
 	Log    *slog.Logger
@@ -78,11 +93,17 @@ type Config struct {
 // Limits bound what a server takes on at once.
 type Limits struct {
 	// Reads and Writes are how many requests are answered at a time, long-running ones apart. By default 400 and 200.
+	// Priority and fairness divides their sum, by what requests are for and whom they are from.
 	Reads, Writes int64
+	// Plain turns priority and fairness off: whoever comes first is served.
+	Plain bool
 	// Request is how long a request may take; 60 s by default. Long-running ones are exempt.
 	Request time.Duration
 	// Body is how large a request's body may be, in bytes; 3 MiB by default.
 	Body int64
+	// Receive is how long a client may take to receive an answer that does not fit into a packet or two; 2 minutes by
+	// default. Long-running requests are exempt.
+	Receive time.Duration
 	// Drain is how long running requests may take to end at shutdown; 10 s by default.
 	Drain time.Duration
 }
@@ -97,6 +118,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Writes, 200)
 	set(&l.Body, 3<<20)
 	set((*int64)(&l.Request), int64(time.Minute))
+	set((*int64)(&l.Receive), int64(2*time.Minute))
 	set((*int64)(&l.Drain), int64(10*time.Second))
 	return l
 }
@@ -111,9 +133,12 @@ type Server struct {
 	// impersonated goes on with the chain as the user that a request asks to act as.
 	impersonated http.Handler
 	flight       *inFlight
+	fair         *fairness.Control // nil without priority and fairness
 	metrics      *metrics
 	paths        *paths
 	custom       *custom.Registrar
+	aggregator   *aggregate.Aggregator
+	describing   sync.Mutex // held while a catalog is made of the last one
 	catalog      atomic.Pointer[catalog]
 	specs        *openapi.Specs // nil in a binary without them
 	relay        *relay.Relay
@@ -143,10 +168,19 @@ func New(cfg Config) (*Server, error) {
 		s.cfg.Version = Version()
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
-	s.flight = &inFlight{maxReads: s.limits.Reads, maxWrites: s.limits.Writes}
+	s.flight = &inFlight{}
+	s.flight.reads.max, s.flight.writes.max = s.limits.Reads, s.limits.Writes
 	var err error
-	if s.metrics, err = newMetrics(cfg.Metrics, s.flight); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, cfg.Gatherers, s.flight); err != nil {
 		return nil, fmt.Errorf("apiserver: metrics: %w", err)
+	}
+	if !s.limits.Plain {
+		s.fair, err = fairness.New(fairness.Config{
+			Seats: int(s.limits.Reads + s.limits.Writes), Table: s.registry.Table, Metrics: s.metrics.registry, Log: s.log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("apiserver: %w", err)
+		}
 	}
 	s.relay = relay.New(cfg.Kubelet, relay.Image(client.NewInProcess(client.Config{Tables: s.registry})))
 	s.impersonated = impersonation.WithConstrainedImpersonation(http.HandlerFunc(s.identified), cfg.Authorizer, api.Codecs())
@@ -156,6 +190,10 @@ func New(cfg Config) (*Server, error) {
 	if err := s.openCustom(); err != nil {
 		return nil, fmt.Errorf("apiserver: %w", err)
 	}
+	if err := s.openAggregation(); err != nil {
+		return nil, fmt.Errorf("apiserver: %w", err)
+	}
+	s.describe()
 	s.paths = s.newPaths()
 	return s, nil
 }
@@ -170,10 +208,19 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	defer s.relay.Close()
 	server.BaseContext = func(net.Listener) context.Context { return base }
 
+	stopAudit, err := s.runAudit()
+	if err != nil {
+		return err
+	}
+	defer stopAudit()
 	upkeep, end := context.WithCancel(registry.WithUserAgent(ctx, "barque"))
 	var keepers sync.WaitGroup
 	keepers.Go(func() { s.keepLease(upkeep) })
 	keepers.Go(func() { s.followDefinitions(upkeep) })
+	keepers.Go(func() { s.followAPIServices(upkeep) })
+	if s.fair != nil {
+		keepers.Go(func() { s.keepFair(upkeep) })
+	}
 	defer keepers.Wait()
 	defer end()
 
@@ -192,7 +239,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.stop()
 	drain, done := context.WithTimeout(context.WithoutCancel(ctx), s.limits.Drain)
 	defer done()
-	err := server.Shutdown(drain)
+	err = server.Shutdown(drain)
 	cancel() // what still runs, such as execs, ends now
 	if err != nil {
 		s.log.Warn("requests cut off at shutdown", "error", err)
@@ -202,6 +249,13 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	<-served
 	s.flight.wait()
 	return nil
+}
+
+// keepFair follows the configuration of priority and fairness, until ctx ends.
+func (s *Server) keepFair(ctx context.Context) {
+	if err := s.fair.Run(ctx); err != nil {
+		s.log.Error("priority and fairness no longer follows its configuration", "error", err)
+	}
 }
 
 // Bounds on connections, as kube-apiserver has them.
@@ -216,16 +270,12 @@ const (
 func (s *Server) httpServer() *http.Server {
 	config := s.cfg.TLS.Clone()
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
+	config.DynamicRecordSizingDisabled = true // small records first help browsers, and cost a system call each
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true) // streams are upgraded from it
 	protocols.SetHTTP2(true)
 	server := &http.Server{
-		Protocols: protocols,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerStream:     uploadPerStream,
-			MaxReceiveBufferPerConnection: uploadPerStream * maxStreams,
-		},
+		Protocols:         protocols,
 		Handler:           s,
 		TLSConfig:         config,
 		ReadHeaderTimeout: headerTimeout,
@@ -233,6 +283,10 @@ func (s *Server) httpServer() *http.Server {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(connectionErrors{s.log.Handler(), s.metrics.handshakes}, slog.LevelDebug),
 	}
+	h2.Attach(server, h2.Config{
+		MaxStreams: maxStreams, StreamWindow: uploadPerStream, ConnWindow: uploadPerStream * maxStreams,
+		MaxHeader: maxHeader, Idle: idleTimeout, ErrorLog: server.ErrorLog,
+	})
 	return server
 }
 
@@ -263,7 +317,7 @@ type tracked struct {
 }
 
 type trackedConn struct {
-	net.Conn
+	*h2.Batched
 	listener *tracked
 }
 
@@ -276,7 +330,7 @@ func (l *tracked) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &trackedConn{conn, l}
+	c := &trackedConn{h2.NewBatched(conn), l}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open[c] = struct{}{}
@@ -287,7 +341,7 @@ func (c *trackedConn) Close() error {
 	c.listener.mu.Lock()
 	delete(c.listener.open, c)
 	c.listener.mu.Unlock()
-	return c.Conn.Close()
+	return c.Batched.Close()
 }
 
 func (l *tracked) closeAll() {

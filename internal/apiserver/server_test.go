@@ -42,7 +42,7 @@ func status(tb testing.TB, a answer) metav1.Status {
 func TestErrorsAreAsStock(t *testing.T) {
 	c := start(t, nil)
 	c.wait(t)
-	admin, nobody := c.admin(t), c.http(t, "")
+	admin, nobody, ann := c.admin(t), c.http(t, ""), c.http(t, "ann")
 	for _, test := range []struct {
 		name         string
 		client       *http.Client
@@ -53,10 +53,14 @@ func TestErrorsAreAsStock(t *testing.T) {
 		reason       metav1.StatusReason // "" for an answer that is plain text
 		message      string
 	}{
-		{name: "anonymous", client: nobody, method: "GET", path: "/api/v1/pods", code: 403, reason: "Forbidden",
-			message: `pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" at the cluster scope`},
-		{name: "anonymous path", client: nobody, method: "GET", path: "/metrics", code: 403, reason: "Forbidden",
-			message: `forbidden: User "system:anonymous" cannot get path "/metrics"`},
+		{name: "no right", client: ann, method: "GET", path: "/api/v1/pods", code: 403, reason: "Forbidden",
+			message: `pods is forbidden: User "ann" cannot list resource "pods" in API group "" at the cluster scope`},
+		{name: "no right to a path", client: ann, method: "GET", path: "/metrics", code: 403, reason: "Forbidden",
+			message: `forbidden: User "ann" cannot get path "/metrics"`},
+		{name: "anonymous", client: nobody, method: "GET", path: "/api/v1/pods", code: 401, reason: "Unauthorized", message: "Unauthorized"},
+		{name: "anonymous path", client: nobody, method: "GET", path: "/metrics", code: 401, reason: "Unauthorized", message: "Unauthorized"},
+		{name: "anonymous, health", client: nobody, method: "POST", path: "/healthz", code: 403, reason: "Forbidden",
+			message: `forbidden: User "system:anonymous" cannot post path "/healthz"`},
 		{name: "bad token", client: nobody, method: "GET", path: "/api/v1/pods", headers: []string{"Authorization", "Bearer nonsense"}, code: 401, reason: "Unauthorized", message: "Unauthorized"},
 		{name: "unknown path", method: "GET", path: "/nothing", code: 404, message: "404 page not found\n"},
 		{name: "unknown group", method: "GET", path: "/apis/nothing.example/v1/things", code: 404, message: "404 page not found\n"},
@@ -70,16 +74,47 @@ func TestErrorsAreAsStock(t *testing.T) {
 		{name: "options", method: "OPTIONS", path: "/api/v1/pods", code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
 		{name: "method of discovery", method: "POST", path: "/apis", code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
 		{name: "not acceptable", method: "GET", path: "/api/v1/pods", headers: []string{"Accept", "text/html"}, code: 406, reason: "NotAcceptable",
-			message: "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
+			message: "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf, application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"},
+		{name: "half a media type", method: "GET", path: "/api/v1/namespaces/default", headers: []string{"Accept", "application/*"}, code: 406, reason: "NotAcceptable",
+			message: "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
+		{name: "unknown version", method: "GET", path: "/apis/apps/v9", code: 404, reason: "NotFound", message: "the server could not find the requested resource"},
+		{name: "unknown core version", method: "GET", path: "/api/v2", code: 404, reason: "NotFound", message: "the server could not find the requested resource"},
+		{name: "two slashes", method: "GET", path: "//api/v1/pods", code: 404, message: "404 page not found\n"},
+		{name: "object of a review", method: "GET", path: "/apis/authentication.k8s.io/v1/tokenreviews/x", code: 404, reason: "NotFound", message: "the server could not find the requested resource"},
+		{name: "creation by name", method: "POST", path: "/api/v1/namespaces/default", body: "{}", headers: []string{"Content-Type", "application/json"}, code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
+		{name: "update of all", method: "PUT", path: "/api/v1/namespaces/default/configmaps", body: "{}", headers: []string{"Content-Type", "application/json"}, code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
+		{name: "patch of all", method: "PATCH", path: "/api/v1/namespaces/default/configmaps", body: "{}", headers: []string{"Content-Type", "application/merge-patch+json"}, code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
+		{name: "version is read only", method: "POST", path: "/version", code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
+		{name: "export", method: "GET", path: "/api/v1/namespaces/default?export=true", code: 400, reason: "BadRequest", message: "the export parameter, deprecated since v1.14, is no longer supported"},
+		{name: "options before the object", method: "POST", path: "/api/v1/namespaces?dryRun=Some", body: "{", headers: []string{"Content-Type", "application/json"}, code: 422, reason: "Invalid",
+			message: `CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["Some"]: supported values: "All"`},
+		{name: "options before the update", method: "PUT", path: "/api/v1/namespaces/default?fieldValidation=Some", body: "{", headers: []string{"Content-Type", "application/json"}, code: 422, reason: "Invalid",
+			message: `UpdateOptions.meta.k8s.io "" is invalid: fieldValidation: Unsupported value: "Some": supported values: "", "Ignore", "Strict", "Warn"`},
+		{name: "bad resource version", method: "GET", path: "/api/v1/namespaces?resourceVersion=x", code: 400, reason: "BadRequest",
+			message: `invalid resource version: resourceVersion: Invalid value: "x": strconv.ParseUint: parsing "x": invalid syntax`},
+		{name: "broken patch", method: "PATCH", path: "/api/v1/namespaces/default", body: "{", headers: []string{"Content-Type", "application/merge-patch+json"}, code: 400, reason: "BadRequest", message: "invalid JSON patch"},
 		{name: "table in protobuf", method: "GET", path: "/api/v1/pods", headers: []string{"Accept", "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1"}, code: 406, reason: "NotAcceptable",
 			message: "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
-		{name: "table of an answer", method: "POST", path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body: `{"spec":{"nonResourceAttributes":{"path":"/","verb":"get"}}}`,
+		{name: "review in a table", method: "POST", path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body: `{"spec":{"nonResourceAttributes":{"path":"/","verb":"get"}}}`,
 			headers: []string{"Content-Type", "application/json", "Accept", "application/json;as=Table;g=meta.k8s.io;v=v1"}, code: 406, reason: "NotAcceptable",
-			message: "you requested Table, but the resource selfsubjectaccessreviews.authorization.k8s.io does not support being converted to a Table"},
+			message: "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
+		{name: "review of a broken selector", method: "POST", path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body: `{"spec":{"resourceAttributes":{"verb":"list","labelSelector":{"requirements":[{"key":"a","operator":"In"}]}}}}`,
+			headers: []string{"Content-Type", "application/json"}, code: 422, reason: "Invalid",
+			message: "SelfSubjectAccessReview.authorization.k8s.io \"\" is invalid: spec.resourceAttributes.labelSelector.requirements[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'"},
+		{name: "review of a broken field selector", method: "POST", path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body: `{"spec":{"resourceAttributes":{"verb":"list","fieldSelector":{"requirements":[{"operator":"Exists"}]}}}}`,
+			headers: []string{"Content-Type", "application/json"}, code: 422, reason: "Invalid",
+			message: "SelfSubjectAccessReview.authorization.k8s.io \"\" is invalid: spec.resourceAttributes.fieldSelector.requirements[0].key: Required value: must be specified"},
+		{name: "options of a log", method: "OPTIONS", path: "/api/v1/namespaces/default/pods/x/log", code: 405, reason: "MethodNotAllowed", message: "the server does not allow this method on the requested resource"},
+		{name: "old proxy", method: "GET", path: "/api/v1/proxy/nodes/x", code: 404, reason: "NotFound", message: "the server could not find the requested resource"},
+		{name: "type before options", method: "POST", path: "/api/v1/namespaces?dryRun=Some", body: "x", headers: []string{"Content-Type", "text/plain"}, code: 415, reason: "UnsupportedMediaType",
+			message: "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
+		{name: "broken configuration", method: "PATCH", path: "/api/v1/namespaces/default?fieldManager=m", body: "\tbad", headers: []string{"Content-Type", "application/apply-patch+yaml"}, code: 400, reason: "BadRequest",
+			message: "error encoding patch: yaml: found character that cannot start any token"},
+		{name: "broken configuration in JSON", method: "PATCH", path: "/api/v1/namespaces/default?fieldManager=m", body: `{"a":1`, headers: []string{"Content-Type", "application/apply-patch+yaml"}, code: 400, reason: "BadRequest",
+			message: "error decoding patch: error converting YAML to JSON: yaml: line 1: did not find expected ',' or '}'"},
 		{name: "unsupported", method: "POST", path: "/api/v1/namespaces", body: "a=b", headers: []string{"Content-Type", "application/x-www-form-urlencoded"}, code: 415, reason: "UnsupportedMediaType",
 			message: "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"},
-		{name: "unsupported patch", method: "PATCH", path: "/api/v1/namespaces/default", body: "{}", headers: []string{"Content-Type", "application/json"}, code: 415, reason: "UnsupportedMediaType",
-			message: "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"},
+		{name: "unsupported patch", method: "PATCH", path: "/api/v1/namespaces/default", body: "{}", headers: []string{"Content-Type", "application/json"}, code: 415, reason: "UnsupportedMediaType", message: "415: Unsupported Media Type"},
 		{name: "garbage", method: "POST", path: "/api/v1/namespaces", body: "{", headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
 			message: `the object provided is unrecognized (must be of type Namespace): couldn't get version/kind; json parse error: unexpected end of JSON input ({)`},
 		{name: "another kind", method: "POST", path: "/api/v1/namespaces", body: `{"kind":"Pod","apiVersion":"v1"}`, headers: []string{"Content-Type", "application/json"}, code: 400, reason: "BadRequest",
@@ -119,6 +154,38 @@ func TestErrorsAreAsStock(t *testing.T) {
 				t.Errorf("got  %s %q\nwant %s %q", s.Reason, s.Message, test.reason, test.message)
 			}
 		})
+	}
+}
+
+// Who takes transformed objects alone gets errors as they are, to be read.
+func TestErrorsAreNotTransformed(t *testing.T) {
+	c := start(t, nil)
+	c.wait(t)
+	for accept, indented := range map[string]bool{
+		"application/json;as=Table;g=meta.k8s.io;v=v1":                                    true,
+		"application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1": true,
+		"application/json;as=Table;g=meta.k8s.io;v=v1,application/json":                   false,
+	} {
+		a := do(t, c.admin(t), "GET", c.url+"/api/v1/namespaces/absent", nil, "Accept", accept)
+		if a.code != 404 || a.header.Get("Content-Type") != "application/json" || strings.HasPrefix(a.body, "{\n  ") != indented {
+			t.Errorf("%s: %d %s %q", accept, a.code, a.header.Get("Content-Type"), a.body)
+		}
+		if s := status(t, a); s.Reason != metav1.StatusReasonNotFound {
+			t.Errorf("%s: %s", accept, s.Reason)
+		}
+	}
+}
+
+// Warnings are of what is asked for: also where nothing is deleted, and not of what another kind would have lacked.
+func TestWarningsOfRequests(t *testing.T) {
+	c := start(t, nil)
+	c.wait(t)
+	if a := do(t, c.admin(t), "DELETE", c.url+"/apis/batch/v1/namespaces/default/jobs", nil); a.code != 200 || len(a.header.Values("Warning")) != 1 {
+		t.Errorf("jobs that may leave pods behind: %d %v", a.code, a.header.Values("Warning"))
+	}
+	a := do(t, c.admin(t), "POST", c.url+"/api/v1/namespaces", strings.NewReader(`{"kind":"Pod","apiVersion":"v1","spec":{"nothing":1}}`), "Content-Type", "application/json")
+	if a.code != 400 || len(a.header.Values("Warning")) != 0 {
+		t.Errorf("another kind: %d %v", a.code, a.header.Values("Warning"))
 	}
 }
 
@@ -222,6 +289,35 @@ func TestTableOfScale(t *testing.T) {
 	}
 }
 
+// FlowSchemas are shown in the order in which requests are matched with them, each row with its own object.
+func TestTableOfFlowSchemas(t *testing.T) {
+	c := start(t, nil)
+	c.wait(t)
+	path := c.url + "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas"
+	for name, precedence := range map[string]int{"a-last": 900, "b-first": 100, "c-middle": 500, "d-middle": 500} {
+		body := fmt.Sprintf(`{"apiVersion":"flowcontrol.apiserver.k8s.io/v1","kind":"FlowSchema","metadata":{"name":%q,"labels":{"mine":"yes"}},"spec":{"matchingPrecedence":%d,"priorityLevelConfiguration":{"name":"exempt"},"distinguisherMethod":{"type":"ByUser"}}}`, name, precedence)
+		if a := do(t, c.admin(t), "POST", path, strings.NewReader(body), "Content-Type", "application/json"); a.code != 201 {
+			t.Fatal(a)
+		}
+	}
+	a := do(t, c.admin(t), "GET", path+"?labelSelector=mine", nil, "Accept", "application/json;as=Table;g=meta.k8s.io;v=v1")
+	var table metav1.Table
+	if err := json.Unmarshal([]byte(a.body), &table); err != nil {
+		t.Fatalf("%v: %s", err, a.body)
+	}
+	var cells, objects []string
+	for _, row := range table.Rows {
+		var object metav1.PartialObjectMetadata
+		if err := json.Unmarshal(row.Object.Raw, &object); err != nil {
+			t.Fatal(err)
+		}
+		cells, objects = append(cells, fmt.Sprint(row.Cells[0])), append(objects, object.Name)
+	}
+	if want := "b-first c-middle d-middle a-last"; strings.Join(cells, " ") != want || strings.Join(objects, " ") != want {
+		t.Errorf("rows are %v of %v", cells, objects)
+	}
+}
+
 func TestGzip(t *testing.T) {
 	c := start(t, nil)
 	c.wait(t)
@@ -265,7 +361,7 @@ func TestDiscoveryDocuments(t *testing.T) {
 		t.Errorf("with its own etag: %d", again.code)
 	}
 	classic := do(t, admin, "GET", c.url+"/apis", nil)
-	if !strings.HasPrefix(classic.body, `{"kind":"APIGroupList","apiVersion":"v1","groups":[{"name":"apps",`) {
+	if !strings.HasPrefix(classic.body, `{"kind":"APIGroupList","apiVersion":"v1","groups":[{"name":"apiregistration.k8s.io",`) {
 		t.Errorf("classic: %.200s", classic.body)
 	}
 	core := do(t, admin, "GET", c.url+"/api", nil)
@@ -367,9 +463,11 @@ func TestHealth(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	c := start(t, nil)
 	admin := c.admin(t)
-	for _, path := range []string{"/api/v1/namespaces", "/api/v1/made-up-by-somebody", "/made-up"} {
+	for _, path := range []string{"/api/v1/namespaces", "/api/v1/made-up-by-somebody", "/made-up", "/api/v1/nodes/n/made-up"} {
 		do(t, admin, "GET", c.url+path, nil)
 	}
+	// Nor does a stranger's, who is refused before anything is looked for.
+	do(t, c.http(t, ""), "GET", c.url+"/api/v1/namespaces/n/pods/p/made-up-by-a-stranger", nil)
 	if conn, err := tls.Dial("tcp", strings.TrimPrefix(c.url, "https://"), &tls.Config{MaxVersion: tls.VersionTLS11, InsecureSkipVerify: true}); err == nil {
 		conn.Close()
 		t.Error("TLS 1.1 is spoken")
@@ -443,7 +541,7 @@ func TestImpersonation(t *testing.T) {
 func TestTooManyRequests(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	c := start(t, func(cfg *apiserver.Config) {
-		cfg.Limits.Writes = 1
+		cfg.Limits.Writes, cfg.Limits.Plain = 1, true
 		cfg.Identity.Name = ""
 		cfg.Paths = map[string]http.Handler{"/slow": http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			entered <- struct{}{}

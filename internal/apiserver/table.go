@@ -57,7 +57,7 @@ func (x *exchange) respondTable(a answer) error {
 	}
 	results := []registry.Result{a.result}
 	if a.page != nil {
-		results = a.page.results
+		results = a.page.results()
 	}
 	table, err := t.table(x.req.Context(), results)
 	if err != nil {
@@ -66,7 +66,14 @@ func (x *exchange) respondTable(a answer) error {
 	if a.page != nil && a.page.ResourceVersion != "" {
 		table.ListMeta = a.page.ListMeta
 	}
-	return sendObject(x.w, x.req, a.code, x.media, table, t.kind)
+	return x.answerWith(a.code, func(m media) (wire.Body, error) {
+		e := wire.NewEncoder(t.kind, m.encoding, nil)
+		item, err := e.ItemOf(table)
+		if err != nil {
+			return wire.Body{}, err
+		}
+		return e.Object(item), nil
+	})
 }
 
 // table prints results, one row or more for each.
@@ -81,6 +88,9 @@ func (t *tables) table(ctx context.Context, results []registry.Result) (*metav1.
 		if objs[i], err = t.printable(obj); err != nil {
 			return nil, err
 		}
+	}
+	if order := t.o.resource.TableOrder; order != nil && t.own() {
+		results, objs = inOrder(order, results, objs)
 	}
 	printed, err := t.print(ctx, objs)
 	if err != nil {
@@ -104,6 +114,20 @@ func (t *tables) table(ctx context.Context, results []registry.Result) (*metav1.
 		}
 	}
 	return table, nil
+}
+
+// inOrder returns results, and the objects that are printed for them, in an order of objects.
+func inOrder(order func(a, b runtime.Object) int, results []registry.Result, objs []runtime.Object) ([]registry.Result, []runtime.Object) {
+	places := make([]int, len(objs))
+	for i := range places {
+		places[i] = i
+	}
+	slices.SortStableFunc(places, func(a, b int) int { return order(objs[a], objs[b]) })
+	sortedResults, sortedObjs := make([]registry.Result, len(results)), make([]runtime.Object, len(objs))
+	for i, place := range places {
+		sortedResults[i], sortedObjs[i] = results[place], objs[place]
+	}
+	return sortedResults, sortedObjs
 }
 
 // printable is an object in the version that printers know.

@@ -3,14 +3,19 @@ package apiserver
 import (
 	"context"
 	"net/http"
+	"strconv"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversionscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 
-	"barque.dev/internal/api"
 	"barque.dev/internal/apiserver/registry"
 )
 
@@ -53,12 +58,20 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request, o operation, do
 	if err != nil {
 		return err
 	}
+	ctx, span := o.begin(req.Context(), verbSpan(o.info.Verb))
+	if span.On() {
+		span.Set(verbAttributes(req, o)...)
+		req = req.WithContext(ctx)
+	}
 	x := &exchange{operation: o, server: s, w: w, req: req, media: m}
 	a, err := do(x)
-	if err != nil {
-		return err
+	if err == nil {
+		_, writing := o.begin(ctx, "SerializeObject")
+		err = x.respond(a)
+		writing.End(err)
 	}
-	return x.respond(a)
+	span.End(err)
+	return err
 }
 
 func (x *exchange) get() (answer, error) {
@@ -66,8 +79,22 @@ func (x *exchange) get() (answer, error) {
 	if err := options(x.req, opts); err != nil {
 		return answer{}, err
 	}
+	if err := notExported(x.req); err != nil {
+		return answer{}, err
+	}
 	result, err := x.server.registry.Get(x.req.Context(), x.target, opts)
 	return answer{code: http.StatusOK, result: result}, err
+}
+
+// notExported refuses a parameter of old clients.
+func notExported(req *http.Request) error {
+	if !strings.Contains(req.URL.RawQuery, "export") {
+		return nil
+	}
+	if export, err := strconv.ParseBool(req.URL.Query().Get("export")); err == nil && export {
+		return apierrors.NewBadRequest("the export parameter, deprecated since v1.14, is no longer supported")
+	}
+	return nil
 }
 
 func (x *exchange) list() (answer, error) {
@@ -84,7 +111,7 @@ func (x *exchange) list() (answer, error) {
 
 func (x *exchange) create() (answer, error) {
 	opts := &metav1.CreateOptions{}
-	obj, err := x.object(opts, &opts.FieldValidation)
+	obj, err := x.object(opts, &opts.FieldValidation, func() field.ErrorList { return metav1validation.ValidateCreateOptions(opts) })
 	if err != nil {
 		return answer{}, err
 	}
@@ -94,7 +121,7 @@ func (x *exchange) create() (answer, error) {
 
 func (x *exchange) update() (answer, error) {
 	opts := &metav1.UpdateOptions{}
-	obj, err := x.object(opts, &opts.FieldValidation)
+	obj, err := x.object(opts, &opts.FieldValidation, func() field.ErrorList { return metav1validation.ValidateUpdateOptions(opts) })
 	if err != nil {
 		return answer{}, err
 	}
@@ -102,13 +129,29 @@ func (x *exchange) update() (answer, error) {
 	return answer{code: createdOrOK(created), result: result}, err
 }
 
-// object reads the options and the object of a creation or update. directive is the part of the options that says what
-// to do about unknown fields.
-func (x *exchange) object(opts runtime.Object, directive *string) (runtime.Object, error) {
+// object reads the options and the object of a creation or update, in this order: nobody is told what is wrong with an
+// object that would not have been taken anyway. directive is the part of the options that says what to do about unknown
+// fields, and validate tells what is wrong with them.
+func (x *exchange) object(opts runtime.Object, directive *string, validate func() field.ErrorList) (runtime.Object, error) {
+	info, err := x.input()
+	if err != nil {
+		return nil, err
+	}
 	if err := options(x.req, opts); err != nil {
 		return nil, err
 	}
-	return x.decode(*directive)
+	if errs := validate(); len(errs) > 0 {
+		kind := "CreateOptions"
+		if _, ok := opts.(*metav1.UpdateOptions); ok {
+			kind = "UpdateOptions"
+		}
+		return nil, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: kind}, "", errs)
+	}
+	obj, err := x.decode(info, *directive)
+	if err == nil {
+		x.audit.request(x.operation, obj)
+	}
+	return obj, err
 }
 
 // writeContext is the context of a write, which is recorded under the client's name.
@@ -136,6 +179,7 @@ func (x *exchange) patch() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	x.audit.patch(kind, body)
 	result, created, err := x.server.registry.Patch(x.writeContext(), x.target, kind, body, opts)
 	return answer{code: createdOrOK(created), result: result}, err
 }
@@ -159,6 +203,11 @@ func (x *exchange) remove() (answer, error) {
 	opts, err := x.deleteOptions()
 	if err != nil {
 		return answer{}, err
+	}
+	if registry.IgnoresReadErrors(opts) {
+		if err := x.authorizeUnsafeDelete(opts); err != nil {
+			return answer{}, err
+		}
 	}
 	result, deleted, err := x.server.registry.Delete(x.req.Context(), x.target, opts)
 	code := http.StatusOK
@@ -189,19 +238,23 @@ func (x *exchange) deleteOptions() (*metav1.DeleteOptions, error) {
 		return nil, err
 	}
 	if len(body) > 0 {
-		return decodeDeleteOptions(x.req, body)
+		opts, err := decodeDeleteOptions(x.req, body)
+		if err == nil {
+			x.audit.options(x.operation, opts)
+		}
+		return opts, err
 	}
 	opts := &metav1.DeleteOptions{}
 	return opts, options(x.req, opts)
 }
 
 func decodeDeleteOptions(req *http.Request, body []byte) (*metav1.DeleteOptions, error) {
-	info, err := negotiation.NegotiateInputSerializer(req, false, api.Codecs())
+	// Clients send the kind in the version of the group they talk to, be it a custom resource's, or in that of the kind
+	// itself. To this scheme all are one type.
+	info, err := negotiation.NegotiateInputSerializer(req, false, metainternalversionscheme.Codecs)
 	if err != nil {
 		return nil, err
 	}
-	// Clients send the kind in the version of the group they talk to, or in that of the kind itself: both are
-	// one type.
 	kind := metav1.Unversioned.WithKind("DeleteOptions")
 	obj, _, err := info.Serializer.Decode(body, &kind, nil)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -44,7 +45,12 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) er
 	if err != nil {
 		return err
 	}
-	stream := &stream{server: s, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o)}
+	gvr := o.target.Resource.GVR(o.target.Version)
+	stream := &stream{
+		server: s, m: m, o: o, encoder: s.encoder(media{encoding: m.encoding, as: withoutTable(m)}, o),
+		sizes:  s.metrics.watchSizes.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource),
+		events: s.metrics.watchEvents.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource),
+	}
 	if m.table() {
 		if stream.tables, err = s.newTables(req, m, o); err != nil {
 			return err
@@ -100,6 +106,9 @@ type stream struct {
 	encoder *wire.Encoder
 	tables  *tables
 	buf     []byte
+	// What is sent is counted and measured.
+	sizes  prometheus.Observer
+	events prometheus.Counter
 }
 
 // body is the outlet that is an HTTP response, whose frames stand one after the other.
@@ -128,12 +137,15 @@ func (st *stream) run(ctx context.Context, source *registry.Watch) error {
 	defer pause.Stop()
 	var last time.Time
 	for {
+		if !source.Beginning() {
+			st.o.seat.Release() // what it costs from now on is charged to those who change things
+		}
 		events, err := source.Next(ctx)
 		if err != nil {
 			return st.end(ctx, err)
 		}
 		if err := st.write(ctx, events); err != nil {
-			return st.end(ctx, err)
+			return st.end(ctx, source.Explain(err))
 		}
 		if err := st.out.Flush(); err != nil {
 			return err
@@ -153,8 +165,6 @@ func (st *stream) run(ctx context.Context, source *registry.Watch) error {
 
 // write encodes events and writes them, without flushing.
 func (st *stream) write(ctx context.Context, events []registry.WatchEvent) error {
-	gvr := st.o.target.Resource.GVR(st.o.target.Version)
-	sizes := st.server.metrics.watchSizes.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource)
 	st.buf = st.buf[:0]
 	for i := range events {
 		before := len(st.buf)
@@ -162,14 +172,14 @@ func (st *stream) write(ctx context.Context, events []registry.WatchEvent) error
 		if st.buf, err = st.append(ctx, st.buf, &events[i]); err != nil {
 			return err
 		}
-		sizes.Observe(float64(len(st.buf) - before))
+		st.sizes.Observe(float64(len(st.buf) - before))
 		if st.framed || len(st.buf) >= frameBuffer {
 			if err := st.send(); err != nil {
 				return err
 			}
 		}
 	}
-	st.server.metrics.watchEvents.WithLabelValues(gvr.Group, gvr.Version, gvr.Resource).Add(float64(len(events)))
+	st.events.Add(float64(len(events)))
 	if err := st.send(); err != nil {
 		return err
 	}

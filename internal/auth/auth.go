@@ -1,42 +1,42 @@
 // Package auth decides who a request is from and whether it may be served.
 //
-// Requests are authenticated by client certificate, service account token or bootstrap token,
-// in that order; what none of them recognises is anonymous. They are authorized for
-// system:masters always, then by the node authorizer, then by RBAC, as in stock Kubernetes
-// with its default settings. Every decision reads the store's shared image at that moment:
-// nothing is cached but checked signatures, so a revoked right or a deleted pod counts at once.
+// Requests are authenticated, in this order, by what a front proxy says, by client certificate,
+// by service account token, bootstrap token, the token of an OpenID Connect issuer, and by a
+// webhook that is asked whose a token is; what none of them recognises is anonymous where that
+// is allowed. They are authorized for system:masters always, then by the node authorizer and
+// RBAC, as in stock Kubernetes with its default settings, or by what the operator configured.
+// Every decision of the cluster's own reads the store's shared image at that moment: nothing is
+// cached but checked signatures, so a revoked right or a deleted pod counts at once.
 //
-// The subpackages hold the parts: rbac, node, serviceaccount, review; image is how they read.
+// The subpackages hold the parts: rbac, node, serviceaccount, issuers, authorizers, review;
+// image is how they read, and reload how they follow their files.
 package auth
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
-	"k8s.io/apiserver/pkg/authentication/group"
-	"k8s.io/apiserver/pkg/authentication/request/anonymous"
-	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
-	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
-	requestunion "k8s.io/apiserver/pkg/authentication/request/union"
-	"k8s.io/apiserver/pkg/authentication/request/websocket"
-	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
-	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
-	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
-	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
 
 	apirbac "barque.dev/internal/api/rbac"
+	"barque.dev/internal/auth/authorizers"
 	"barque.dev/internal/auth/image"
+	"barque.dev/internal/auth/issuers"
 	"barque.dev/internal/auth/node"
 	"barque.dev/internal/auth/rbac"
+	"barque.dev/internal/auth/reload"
 	"barque.dev/internal/auth/review"
 	"barque.dev/internal/auth/serviceaccount"
+	"barque.dev/internal/run"
 )
 
 // DefaultIssuer is the issuer of service account tokens in a cluster whose domain is
@@ -49,21 +49,31 @@ type Config struct {
 	Image image.Reader
 	// ClientCA signs client certificates.
 	ClientCA *x509.CertPool
-	// FrontProxyCA signs the front proxy's certificate; nil turns front proxies off.
-	FrontProxyCA *x509.CertPool
+	// FrontProxyCA, in PEM, signs the certificate of the cluster's own front proxy; nil turns front
+	// proxies off unless Options names an authority of theirs.
+	FrontProxyCA []byte
 	// SigningKey signs service account tokens; PublicKeys are those whose tokens are
 	// accepted (that of SigningKey among them).
 	SigningKey crypto.Signer
 	PublicKeys []crypto.PublicKey
-	// Issuer calls itself so in tokens; empty means DefaultIssuer.
-	Issuer string
-	// Audiences are the API server's own; empty means the issuer.
-	Audiences []string
+	// CatchUp returns once Image holds all that was acknowledged, by whichever server, before the
+	// call; nil when it always does.
+	CatchUp func(context.Context) error
+	// MarkTokenUse writes when a token without an end was used, while Run runs; nil writes nothing.
+	MarkTokenUse serviceaccount.Mark
+	// Options are the operator's.
+	Options Options
+	// ServerID is this server's name in metrics of configuration files.
+	ServerID string
+	// Metrics receives the metrics of decisions; nil counts nothing.
+	Metrics prometheus.Registerer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Log is told of configuration files that changed; nil discards.
+	Log *slog.Logger
 }
 
-// Auth holds the cluster's answers. It needs no goroutines and is safe for concurrent use.
+// Auth holds the cluster's answers. It is safe for concurrent use.
 type Auth struct {
 	// Authenticator says who a request is from; anonymous at least, or an error for
 	// credentials that are not good (401).
@@ -80,108 +90,143 @@ type Auth struct {
 	// Issuer signs service account tokens.
 	Issuer *serviceaccount.Issuer
 
-	discovery *serviceaccount.Discovery
+	config    Config
+	keys      *serviceaccount.Keys
+	uses      *serviceaccount.Uses // nil when nobody marks
+	issuers   *issuers.Issuers     // nil when there is none to be
+	proxies   *frontProxies        // nil when there is none to be
+	files     []*reload.File
+	discovery *serviceaccount.Discovery // nil when the issuer is no URL
 	virtual   map[string]review.Create
 }
 
 // Indexes returns the indexes that the store must keep for decisions.
 func Indexes() []image.Index { return append(rbac.Indexes(), node.Indexes()...) }
 
-// New puts everything together.
-func New(config Config) (*Auth, error) {
+// New puts everything together. What the options' files hold must be good: an error says which
+// is not, and why. Issuers of tokens are asked for their keys until ctx ends; nothing may be
+// authenticated after that. [Auth.Run] does what goes on beside requests.
+func New(ctx context.Context, config Config) (*Auth, error) {
 	if config.Image == nil || config.ClientCA == nil || config.SigningKey == nil {
 		return nil, errors.New("configure access: an image, a client authority and a signing key are needed")
 	}
-	if config.Issuer == "" {
-		config.Issuer = DefaultIssuer
+	if err := config.Options.Check(); err != nil {
+		return nil, fmt.Errorf("configure access: %w", err)
 	}
-	if len(config.Audiences) == 0 {
-		config.Audiences = []string{config.Issuer}
-	}
-	if config.Now == nil {
-		config.Now = time.Now
-	}
-	if len(config.PublicKeys) == 0 {
-		config.PublicKeys = []crypto.PublicKey{config.SigningKey.Public()}
-	}
-	a := &Auth{Audiences: config.Audiences}
-	if err := a.authenticate(config); err != nil {
+	config.complete()
+	a := &Auth{Audiences: config.Options.ServiceAccounts.Audiences, config: config}
+	if err := a.authenticate(ctx); err != nil {
 		return nil, fmt.Errorf("configure authentication: %w", err)
 	}
-	if err := a.authorize(config); err != nil {
+	if err := a.authorize(); err != nil {
 		return nil, fmt.Errorf("configure authorization: %w", err)
 	}
-	if err := a.answer(config); err != nil {
+	if err := a.answer(); err != nil {
 		return nil, fmt.Errorf("configure service account tokens: %w", err)
 	}
 	return a, nil
 }
 
-func (a *Auth) authenticate(config Config) error {
-	clients, err := newCertificates(config.ClientCA, config.Now)
-	if err != nil {
-		return err
+func (c *Config) complete() {
+	accounts := &c.Options.ServiceAccounts
+	if len(accounts.Issuers) == 0 {
+		accounts.Issuers = []string{DefaultIssuer}
 	}
-	accounts, err := serviceaccount.NewAuthenticator(serviceaccount.AuthenticatorConfig{
-		Image: config.Image, Issuers: []string{config.Issuer}, Keys: config.PublicKeys,
-		Audiences: config.Audiences, Now: config.Now,
-	})
-	if err != nil {
-		return err
+	if len(accounts.Audiences) == 0 {
+		accounts.Audiences = accounts.Issuers
 	}
-	tokens := tokenunion.New(newBootstrapTokens(config.Image, config.Now), accounts)
-	var requests []authenticator.Request
-	if config.FrontProxyCA != nil {
-		requests = append(requests, frontProxy(config.FrontProxyCA))
+	if c.Now == nil {
+		c.Now = time.Now
 	}
-	requests = append(requests, clients, bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens))
-	a.Authenticator = requestunion.NewFailOnError(
-		group.NewAuthenticatedGroupAdder(requestunion.New(requests...)),
-		anonymous.NewAuthenticator(nil),
-	)
-	return nil
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(c.PublicKeys) == 0 {
+		c.PublicKeys = []crypto.PublicKey{c.SigningKey.Public()}
+	}
 }
 
-// frontProxy recognises users that the front proxy names in the headers that stock clusters
-// use.
-func frontProxy(roots *x509.CertPool) authenticator.Request {
-	options := func() (x509.VerifyOptions, bool) {
-		return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, true
-	}
-	list := func(values ...string) headerrequest.StaticStringSlice { return values }
-	return headerrequest.NewDynamicVerifyOptionsSecure(options, list("front-proxy-client"),
-		list("X-Remote-User"), list("X-Remote-Uid"), list("X-Remote-Group"), list("X-Remote-Extra-"))
+// ReplaceKeys uses other keys of service account tokens from now on.
+func (a *Auth) ReplaceKeys(signing crypto.Signer, public []crypto.PublicKey) error {
+	return a.keys.Replace(signing, public)
 }
 
-func (a *Auth) authorize(config Config) error {
-	roles := rbac.NewAuthorizer(config.Image)
-	nodes := node.NewAuthorizer(config.Image, apirbac.NodeRules())
-	var err error
-	a.Authorizer, err = authorizerunion.New(
-		authorizerunion.NamedAuthorizer{AuthorizerName: "masters", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
-		authorizerunion.NamedAuthorizer{AuthorizerName: "node", Authorizer: nodes},
-		authorizerunion.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: roles},
-	)
-	if err != nil {
+// Run follows the configuration files, and marks tokens that are used, until ctx ends. It runs once.
+func (a *Auth) Run(ctx context.Context) error {
+	var services []run.Service
+	for _, file := range a.files {
+		services = append(services, run.Func("configuration file", file.Run))
+	}
+	if a.uses != nil {
+		services = append(services, run.Func("use of tokens", a.uses.Run))
+	}
+	if len(services) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	return run.Group(ctx, a.config.Log, func() {}, services...)
+}
+
+// ClientCAs are the authorities whose certificates clients are asked for; nil when every client
+// shall send what it has, as proxies' authorities can change.
+func (a *Auth) ClientCAs() *x509.CertPool {
+	if a.config.Options.FrontProxy.CAFile != "" {
+		return nil
+	}
+	pool := a.config.ClientCA.Clone()
+	pool.AppendCertsFromPEM(a.config.FrontProxyCA)
+	return pool
+}
+
+func (a *Auth) authorize() error {
+	roles := rbac.NewAuthorizer(a.config.Image)
+	parts := authorizers.Parts{
+		Node: node.NewAuthorizer(a.config.Image, apirbac.NodeRules()), RBAC: roles, Backoff: webhookBackoff(),
+	}
+	if a.config.Metrics != nil {
+		var err error
+		if parts.Decisions, err = authorizers.NewDecisions(a.config.Metrics); err != nil {
+			return err
+		}
+	}
+	if err := a.chain(parts); err != nil {
 		return err
 	}
-	a.Rules = authorizerunion.NewRuleResolvers(nodes, roles)
+	// Also where a configuration leaves RBAC out: nobody grants more than the roles give.
 	a.Escalation = rbac.NewEscalationCheck(roles, a.Authorizer)
 	return nil
 }
 
-func (a *Auth) answer(config Config) error {
-	var err error
-	if a.Issuer, err = serviceaccount.NewIssuer(config.Issuer, config.SigningKey); err != nil {
+// chain makes the authorizer of the options.
+func (a *Auth) chain(parts authorizers.Parts) error {
+	if a.config.Options.AuthorizationConfig != "" {
+		return a.chainOfFile(parts)
+	}
+	conf, err := a.config.Options.Authorization.Configuration()
+	if err != nil {
 		return err
 	}
-	if a.discovery, err = serviceaccount.NewDiscovery(config.Issuer, "", config.PublicKeys); err != nil {
+	chain, err := authorizers.New(conf, parts)
+	if err != nil {
 		return err
+	}
+	a.Authorizer, a.Rules = chain.Authorizer, chain.RuleResolver
+	return nil
+}
+
+func (a *Auth) answer() error {
+	accounts := &a.config.Options.ServiceAccounts
+	a.Issuer = serviceaccount.NewIssuer(accounts.Issuers[0], a.keys)
+	var err error
+	if a.discovery, err = serviceaccount.NewDiscovery(accounts.Issuers[0], accounts.KeySetURL, a.keys); err != nil {
+		// As in stock, such a cluster's tokens are good, but others cannot check them.
+		a.config.Log.Warn("others can't check service account tokens", "error", err)
 	}
 	reviewer := &review.Reviewer{Authenticator: a.Authenticator, Authorizer: a.Authorizer, Rules: a.Rules, Audiences: a.Audiences}
 	a.virtual = reviewer.Handlers()
 	requester := &serviceaccount.Requester{
-		Image: config.Image, Issuer: a.Issuer, Audiences: a.Audiences, Extend: true, Now: config.Now,
+		Image: a.config.Image, CatchUp: a.config.CatchUp, Issuer: a.Issuer, Audiences: a.Audiences,
+		MaxLifetime: accounts.MaxLifetime, Extend: !accounts.Exact, Now: a.config.Now,
 	}
 	a.virtual["serviceaccounts/token"] = requester.Create
 	return nil
@@ -192,4 +237,9 @@ func (a *Auth) answer(config Config) error {
 func (a *Auth) Virtual() map[string]review.Create { return a.virtual }
 
 // Handlers returns the handlers by path by which others check service account tokens.
-func (a *Auth) Handlers() map[string]http.Handler { return a.discovery.Handlers() }
+func (a *Auth) Handlers() map[string]http.Handler {
+	if a.discovery == nil {
+		return nil
+	}
+	return a.discovery.Handlers()
+}

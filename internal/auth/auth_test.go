@@ -1,13 +1,16 @@
 package auth_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,23 +38,73 @@ type fixture struct {
 	image *image.Memory
 	keys  *pki.Authorities
 	now   time.Time
+	log   *logs
+}
+
+// logs collects what is logged.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Reset forgets what was logged.
+func (l *logs) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
 }
 
 func core(name string) schema.GroupResource { return schema.GroupResource{Resource: name} }
 
-func newFixture(t testing.TB) *fixture {
+// config is that of a cluster whose operator said nothing.
+func (f *fixture) config() auth.Config {
+	return auth.Config{
+		Image: f.image, ClientCA: f.keys.Cluster.Pool(), FrontProxyCA: f.keys.FrontProxy.PEM(),
+		SigningKey: f.keys.ServiceAccounts.Key, PublicKeys: f.keys.ServiceAccounts.Public,
+		ServerID: "test", Now: func() time.Time { return f.now }, Log: slog.New(slog.NewTextHandler(f.log, nil)),
+	}
+}
+
+// run follows the fixture's files until the test ends.
+func (f *fixture) run(t testing.TB) {
 	t.Helper()
-	f := &fixture{image: image.NewMemory(auth.Indexes()...), now: time.Now()}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("follow files: %v", err)
+		}
+	})
+}
+
+func newFixture(t testing.TB, options ...auth.Options) *fixture {
+	t.Helper()
+	f := &fixture{image: image.NewMemory(auth.Indexes()...), now: time.Now(), log: &logs{}}
 	var err error
 	if f.keys, err = pki.New(f.now); err != nil {
 		t.Fatal(err)
 	}
-	f.Auth, err = auth.New(auth.Config{
-		Image: f.image, ClientCA: f.keys.Cluster.Pool(), FrontProxyCA: f.keys.FrontProxy.Pool(),
-		SigningKey: f.keys.ServiceAccounts.Key, PublicKeys: f.keys.ServiceAccounts.Public,
-		Now: func() time.Time { return f.now },
-	})
-	if err != nil {
+	config := f.config()
+	for _, o := range options {
+		config.Options = o
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	if f.Auth, err = auth.New(ctx, config); err != nil {
 		t.Fatal(err)
 	}
 	policy := apirbac.Bootstrap()
@@ -75,17 +128,32 @@ func (f *fixture) pod() *corev1.Pod {
 	}
 }
 
-// authenticate asks who a request with these headers is from.
-func (f *fixture) authenticate(headers http.Header, chain ...*x509.Certificate) (user.Info, error) {
-	req := httptest.NewRequest(http.MethodGet, "/api/v1/pods", nil)
+// request is one for path with these headers and certificates.
+func (f *fixture) request(path string, headers http.Header, chain ...*x509.Certificate) *http.Request {
+	req := httptest.NewRequest(http.MethodGet, path, nil)
 	req.Header = headers
 	req.TLS = &tls.ConnectionState{PeerCertificates: chain}
-	req = req.WithContext(authenticator.WithAudiences(req.Context(), f.Audiences))
-	got, ok, err := f.Authenticator.AuthenticateRequest(req)
-	if err != nil || !ok {
-		return nil, err
+	return req.WithContext(authenticator.WithAudiences(req.Context(), f.Audiences))
+}
+
+// authenticate asks who a request with these headers is from.
+func (f *fixture) authenticate(headers http.Header, chain ...*x509.Certificate) (user.Info, error) {
+	u, _, err := f.at("/api/v1/pods", headers, chain...)
+	return u, err
+}
+
+// certificate is one that an authority issues.
+func certificate(t testing.TB, a *pki.Authority, req pki.Request) *x509.Certificate {
+	t.Helper()
+	pair, err := a.Issue(req, time.Now())
+	if err != nil {
+		t.Fatal(err)
 	}
-	return got.User, nil
+	cert, err := pair.TLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert.Leaf
 }
 
 func bearer(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
@@ -117,21 +185,9 @@ func (f *fixture) token(t testing.TB, ref *authenticationv1.BoundObjectReference
 
 func TestCertificates(t *testing.T) {
 	f := newFixture(t)
-	issue := func(a *pki.Authority, req pki.Request) *x509.Certificate {
-		t.Helper()
-		pair, err := a.Issue(req, f.now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := pair.TLS()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c.Leaf
-	}
 	short := pki.Client("ann", "dev")
 	short.Validity = time.Hour
-	cert := issue(f.keys.Cluster, short)
+	cert := certificate(t, f.keys.Cluster, short)
 	for range 2 { // the second time from memory
 		u, err := f.authenticate(http.Header{}, cert)
 		if err != nil {
@@ -142,16 +198,16 @@ func TestCertificates(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]*x509.Certificate{
-		"of etcd's authority": issue(f.keys.Etcd, pki.Client("ann", "system:masters")),
-		"of a front proxy":    issue(f.keys.FrontProxy, pki.Client("ann", "system:masters")),
-		"of a server":         issue(f.keys.Cluster, pki.APIServer(pki.ServerNames{})),
-		"without a name":      issue(f.keys.Cluster, pki.Client("")),
+		"of etcd's authority": certificate(t, f.keys.Etcd, pki.Client("ann", "system:masters")),
+		"of a front proxy":    certificate(t, f.keys.FrontProxy, pki.Client("ann", "system:masters")),
+		"of a server":         certificate(t, f.keys.Cluster, pki.APIServer(pki.ServerNames{})),
+		"without a name":      certificate(t, f.keys.Cluster, pki.Client("")),
 	} {
-		if u, err := f.authenticate(http.Header{}, bad); err == nil && u.GetName() != user.Anonymous {
+		if u, err := f.authenticate(http.Header{}, bad); err == nil && u != nil {
 			t.Errorf("a certificate %s made %v", name, u)
 		}
 	}
-	front := issue(f.keys.FrontProxy, pki.Client(pki.UserFrontProxy))
+	front := certificate(t, f.keys.FrontProxy, pki.Client(pki.UserFrontProxy))
 	remote := http.Header{"X-Remote-User": {"bob"}, "X-Remote-Group": {"ops"}}
 	if u, err := f.authenticate(remote.Clone(), front); err != nil || u.GetName() != "bob" {
 		t.Errorf("front proxy: %v, %v", u, err)
@@ -162,25 +218,6 @@ func TestCertificates(t *testing.T) {
 	f.now = f.now.Add(2 * time.Hour)
 	if u, err := f.authenticate(http.Header{}, cert); err == nil {
 		t.Errorf("an expired certificate made %v", u)
-	}
-}
-
-func TestAnonymous(t *testing.T) {
-	f := newFixture(t)
-	u, err := f.authenticate(http.Header{})
-	if err != nil || u.GetName() != user.Anonymous {
-		t.Fatal(u, err)
-	}
-	for path, want := range map[string]bool{"/healthz": true, "/livez": true, "/readyz": true, "/version": true, "/metrics": false, "/api": false} {
-		out, err := f.create(t, "subjectaccessreviews.authorization.k8s.io", "", "", &authorizationv1.SubjectAccessReview{
-			Spec: authorizationv1.SubjectAccessReviewSpec{User: u.GetName(), Groups: u.GetGroups(), NonResourceAttributes: &authorizationv1.NonResourceAttributes{Path: path, Verb: "get"}},
-		}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := out.(*authorizationv1.SubjectAccessReview).Status.Allowed; got != want {
-			t.Errorf("%s: %v", path, got)
-		}
 	}
 }
 
@@ -386,6 +423,116 @@ func TestBootstrapTokens(t *testing.T) {
 	}
 }
 
+// What is asked of every request must stay cheap.
+func BenchmarkAuthenticate(b *testing.B) {
+	f := newFixture(b)
+	cert := certificate(b, f.keys.Cluster, pki.Client("ann", "dev"))
+	for name, req := range map[string]*http.Request{
+		"certificate": f.request("/api/v1/pods", http.Header{}, cert),
+		"account":     f.request("/api/v1/pods", bearer(f.token(b, &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: "p"}))),
+	} {
+		authorization := req.Header.Get("Authorization")
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if authorization != "" {
+					req.Header.Set("Authorization", authorization)
+				}
+				if _, ok, err := f.Authenticator.AuthenticateRequest(req); !ok || err != nil {
+					b.Fatal(ok, err)
+				}
+			}
+		})
+	}
+}
+
+// What another server has just acknowledged counts here too, though the image is behind.
+func TestTokensCountBeforeTheImageHasTheirAccount(t *testing.T) {
+	f := newFixture(t)
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "sa", UID: "sa-uid"}}
+	token := f.token(t, nil)
+	for name, before := range map[string]func(){
+		"none yet": func() { f.image.Delete(core("serviceaccounts"), "a", "sa") },
+		"an old one": func() {
+			f.image.Put(core("serviceaccounts"), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "sa", UID: "old"}})
+		},
+	} {
+		config := f.config()
+		caught := 0
+		config.CatchUp = func(context.Context) error {
+			caught++
+			f.image.Put(core("serviceaccounts"), account)
+			return nil
+		}
+		var err error
+		if f.Auth, err = auth.New(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		before()
+		for range 2 {
+			if u, err := f.authenticate(bearer(token)); err != nil || u.GetName() != "system:serviceaccount:a:sa" {
+				t.Errorf("%s: %v, %v", name, u, err)
+			}
+		}
+		if caught != 1 {
+			t.Errorf("%s: caught up %d times", name, caught)
+		}
+		before()
+		fresh, err := f.create(t, "serviceaccounts/token", "a", "sa", &authenticationv1.TokenRequest{}, nil)
+		if err != nil {
+			t.Errorf("%s: a token was refused: %v", name, err)
+		} else if u, err := f.authenticate(bearer(fresh.(*authenticationv1.TokenRequest).Status.Token)); err != nil || u.GetUID() != "sa-uid" {
+			t.Errorf("%s: %v, %v", name, u, err)
+		}
+	}
+	// Who cannot be asked cannot make a token good.
+	config := f.config()
+	config.CatchUp = func(context.Context) error { return context.DeadlineExceeded }
+	var err error
+	if f.Auth, err = auth.New(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	f.image.Delete(core("serviceaccounts"), "a", "sa")
+	if u, err := f.authenticate(bearer(token)); err == nil {
+		t.Errorf("without an account: %v", u)
+	}
+	if _, err := f.create(t, "serviceaccounts/token", "a", "sa", &authenticationv1.TokenRequest{}, nil); err == nil {
+		t.Error("a token was issued from an image that may be behind")
+	}
+}
+
+// What is no service account's token is the API server's to judge, and for its audiences alone.
+func TestBootstrapTokenIsReviewed(t *testing.T) {
+	f := newFixture(t)
+	f.image.Put(core("secrets"), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "bootstrap-token-abcdef"}, Type: corev1.SecretTypeBootstrapToken,
+		Data: map[string][]byte{"token-id": []byte("abcdef"), "token-secret": []byte("0123456789abcdef"), "usage-bootstrap-authentication": []byte("true")},
+	})
+	review := func(audiences ...string) authenticationv1.TokenReviewStatus {
+		t.Helper()
+		out, err := f.create(t, "tokenreviews.authentication.k8s.io", "", "", &authenticationv1.TokenReview{
+			Spec: authenticationv1.TokenReviewSpec{Token: "abcdef.0123456789abcdef", Audiences: audiences},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.(*authenticationv1.TokenReview).Status
+	}
+	for _, audiences := range [][]string{nil, {auth.DefaultIssuer, "other"}} {
+		if got := review(audiences...); !got.Authenticated || got.User.Username != "system:bootstrap:abcdef" || len(got.Audiences) != 1 {
+			t.Errorf("for %v: %+v", audiences, got)
+		}
+	}
+	if got := review("other"); got.Authenticated {
+		t.Errorf("for others: %+v", got)
+	}
+	// What is no token at all is nobody's.
+	out, err := f.create(t, "tokenreviews.authentication.k8s.io", "", "", &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: " "}}, nil)
+	if err != nil || out.(*authenticationv1.TokenReview).Status.Authenticated {
+		t.Errorf("a blank: %v, %v", out, err)
+	}
+}
+
 func TestReviews(t *testing.T) {
 	f := newFixture(t)
 	master := &user.DefaultInfo{Name: "root", Groups: []string{"system:masters", "system:authenticated"}}
@@ -468,15 +615,4 @@ func mustJSON(t *testing.T, v any) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func BenchmarkAuthenticateToken(b *testing.B) {
-	f := newFixture(b)
-	token := f.token(b, &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: "p"})
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := f.authenticate(bearer(token)); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

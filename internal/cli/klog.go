@@ -25,6 +25,10 @@ func lower(l slog.Level) slog.Level {
 // streamRead is what the library of exec, attach and port-forward says when it cannot read from a WebSocket.
 const streamRead = "Error on socket receive"
 
+// badQuery is what the library that takes requests apart says, with all of the query, which a stranger may have
+// sent: nobody must be able to fill a log. The client gets an answer that says what is wrong.
+const badQuery = "Couldn't parse request"
+
 // endOfStream tells whether a record is about the ordinary end of a WebSocket: the library itself closes it when the
 // command has ended, while it still reads from it.
 func endOfStream(r slog.Record) bool {
@@ -48,7 +52,7 @@ func (h fromKlog) Enabled(ctx context.Context, l slog.Level) bool {
 // Handle implements slog.Handler.
 func (h fromKlog) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = lower(r.Level)
-	if endOfStream(r) {
+	if r.Message == badQuery || endOfStream(r) {
 		r.Level = slog.LevelDebug
 		if !h.Handler.Enabled(ctx, r.Level) {
 			return nil

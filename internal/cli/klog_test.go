@@ -12,7 +12,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// TestKlogLevels: the ordinary end of an exec is nobody's concern, a stream that broke is.
+// TestKlogLevels: the ordinary end of an exec and a client's bad query are nobody's concern, a stream that broke is.
 func TestKlogLevels(t *testing.T) {
 	defer klog.CaptureState().Restore()
 	client, server := net.Pipe()
@@ -37,6 +37,7 @@ func TestKlogLevels(t *testing.T) {
 		{"another message", func(l klog.Logger) { l.Error(closed, "Unable to write frame") }, "WARN"},
 		{"a stream without a reason", func(l klog.Logger) { l.Error(nil, streamRead) }, "WARN"},
 		{"an error", func(l klog.Logger) { l.Error(errors.New("x"), "y", "z", 1) }, "WARN"},
+		{"a client's mistake", func(l klog.Logger) { l.Error(errors.New("x"), badQuery, "request", "y") }, ""},
 		{"a note", func(l klog.Logger) { l.Info("y") }, ""},
 	} {
 		var out bytes.Buffer

@@ -38,11 +38,15 @@ func newServer(s Streams) *cobra.Command {
 	flags.IntVar(&cfg.EtcdClientPort, "etcd-client-port", 0, "`port` on the loopback address for etcd's clients, such as etcdctl; 0 for none")
 	flags.StringVar(&cfg.Join, "join", "", "`URL` of any server of the cluster to join")
 	flags.TextVar(&cfg.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
-	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`")
+	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`, scheduler, controllers")
+	flags.StringSliceVar(&cfg.DisableAdmission, "disable-admission-plugins", nil, "admission `plugins` to leave out on this server, such as ServiceAccount; without it, all that stock has on by default see every change")
 	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "`URL`s of an etcd of yours, instead of the embedded one")
 	flags.StringVar(&cfg.EtcdCA, "etcd-cafile", "", "CA `FILE` of your etcd")
 	flags.StringVar(&cfg.EtcdCert, "etcd-certfile", "", "client certificate `FILE` for your etcd")
 	flags.StringVar(&cfg.EtcdKey, "etcd-keyfile", "", "client key `FILE` for your etcd")
+	flags.StringVar(&cfg.EncryptionConfig, "encryption-provider-config", "",
+		"`FILE` with an EncryptionConfiguration that says how objects are encrypted in etcd; Secrets that it does not name, all without it, are with keys of the cluster's own")
+	flags.BoolVar(&cfg.EncryptionReload, "encryption-provider-config-automatic-reload", false, "follow changes of --encryption-provider-config")
 	flags.TextVar(&cfg.ClusterCIDR, "cluster-cidr", netip.MustParsePrefix(node.DefaultClusterCIDR), "`range` of the pods' addresses")
 	flags.TextVar(&cfg.ServiceCIDR, "service-cidr", netip.MustParsePrefix(node.DefaultServiceCIDR), "`range` of the services' addresses")
 	flags.TextVar(&cfg.ClusterDNS, "cluster-dns", netip.MustParseAddr(node.DefaultClusterDNS), "`IP` of the cluster's DNS, in --service-cidr")
@@ -50,14 +54,22 @@ func newServer(s Streams) *cobra.Command {
 	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
 	flags.DurationVar(&cfg.NodeGrace, "node-monitor-grace-period", node.DefaultNodeGrace,
 		"how long a node may be silent, machine and all, before it is called not ready; a machine that is surely gone is noticed much sooner")
+	fair := flags.Bool("enable-priority-and-fairness", true, "serve requests by priority and fairness (FlowSchemas and PriorityLevelConfigurations); without it, who comes first is served first")
+	flags.Int64Var(&cfg.Requests.Reads, "max-requests-inflight", node.DefaultRequests, "how many `requests` that read are answered at a time; with priority and fairness, the sum of this and the next is shared out")
+	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")
+	accessFlags(flags, &cfg.Access)
+	auditFlags(flags, &cfg.Audit)
+	flags.StringVar(&cfg.TracingFile, "tracing-config-file", "", "`FILE` with a TracingConfiguration, which says where traces of requests go to; without it nothing is traced")
 	configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, d := range disable {
-			if d != "agent" {
-				return errUsage{fmt.Errorf("--disable %q: agent is all that can be disabled", d)}
+			part, ok := map[string]*bool{"agent": &cfg.DisableAgent, "scheduler": &cfg.DisableScheduler, "controllers": &cfg.DisableControllers}[d]
+			if !ok {
+				return errUsage{fmt.Errorf("--disable %q: agent, scheduler and controllers can be disabled", d)}
 			}
-			cfg.DisableAgent = true
+			*part = true
 		}
+		cfg.Requests.Plain = !*fair
 		var err error
 		if cfg.Log, err = newLogger(s.Err, level); err != nil {
 			return err

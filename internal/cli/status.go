@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"barque.dev/internal/apiserver"
+	"barque.dev/internal/local"
 )
 
 // perServer bounds the question to one server.
@@ -45,12 +46,15 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 	sick, machines := 0, 0
 	row := func(name, role, address, api, node string) {
 		machines++
-		if api == "not ready" || strings.HasPrefix(node, "NotReady") {
+		if api == "not ready" || strings.HasPrefix(node, "NotReady") || strings.Contains(node, "Pressure") {
 			sick++
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", name, role, address, api, node)
 	}
-	states := nodeStates(nodes.Items)
+	states := map[string]string{}
+	for i := range nodes.Items {
+		states[nodes.Items[i].Name] = local.NodeState(&nodes.Items[i])
+	}
 	for _, name := range slices.Sorted(maps.Keys(servers)) {
 		address := servers[name]
 		api := "ready"
@@ -73,7 +77,7 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 		return err
 	}
 	if sick > 0 {
-		return fmt.Errorf("%d of %d machines are not well: see `systemctl status barque` and the log on them", sick, machines)
+		return fmt.Errorf("%d of %d machines are not well: see `kubectl describe nodes`, and `systemctl status barque` and the log on them", sick, machines)
 	}
 	return nil
 }
@@ -102,23 +106,6 @@ func serverReady(ctx context.Context, config *rest.Config, address string) error
 	}
 	_, err = client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 	return err
-}
-
-func nodeStates(nodes []corev1.Node) map[string]string {
-	states := map[string]string{}
-	for i := range nodes {
-		state := "NotReady"
-		for _, c := range nodes[i].Status.Conditions {
-			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
-				state = "Ready"
-			}
-		}
-		if nodes[i].Spec.Unschedulable {
-			state += ",SchedulingDisabled"
-		}
-		states[nodes[i].Name] = state
-	}
-	return states
 }
 
 func internalIP(n *corev1.Node) string {

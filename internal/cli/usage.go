@@ -57,7 +57,7 @@ func wanted(f *pflag.Flag) string {
 		return "true or false"
 	case "duration":
 		return "a time such as 500ms, 30s or 24h"
-	case "string", "stringSlice":
+	case "string", "stringSlice", "stringArray", "pairs":
 		what, _ := pflag.UnquoteUsage(f)
 		return "a " + strings.ToLower(what)
 	}

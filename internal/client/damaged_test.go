@@ -2,6 +2,9 @@ package client_test
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -83,4 +86,41 @@ func TestObjectsThatCannotBeRead(t *testing.T) {
 	next("gone b-first1")
 	stop()
 	<-done
+}
+
+// TestListOfObjectsThatCannotBeRead: a list has those that can be read, and its error names the others, as long as they
+// are in its scope.
+func TestListOfObjectsThatCannotBeRead(t *testing.T) {
+	member := etcdtest.New(t, 1, nil).Member(0)
+	c, ctx := startOn(t, member, store.Config{}), soon(t)
+	damage(t, member, "a-broken", false)
+	damage(t, member, "c-broken", false)
+	for _, name := range []string{"b-first", "d-second"} {
+		if err := c.Create(ctx, configMap(name, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list corev1.ConfigMapList
+	err := c.List(ctx, &list, client.InNamespace("default"), client.MatchingLabels{"app": "x"})
+	if len(list.Items) != 2 || list.Items[0].Name != "b-first" || list.Items[1].Name != "d-second" || list.ResourceVersion == "" {
+		t.Errorf("listed %v", list.Items)
+	}
+	var status apierrors.APIStatus
+	if !apierrors.IsStoreReadError(err) || !errors.As(err, &status) {
+		t.Fatalf("error %v", err)
+	}
+	var causes []string
+	for _, cause := range status.Status().Details.Causes {
+		causes = append(causes, string(cause.Type)+" "+cause.Field)
+	}
+	want := []string{"UnexpectedServerResponse /registry/configmaps/default/a-broken", "UnexpectedServerResponse /registry/configmaps/default/c-broken"}
+	if !slices.Equal(causes, want) {
+		t.Errorf("causes %q, want %q", causes, want)
+	}
+	if message := err.Error(); !strings.Contains(message, "configmaps/default/a-broken") || !strings.Contains(message, "1 more") {
+		t.Errorf("message %q", message)
+	}
+	if err := c.List(ctx, &list, client.InNamespace("kube-system")); err != nil {
+		t.Errorf("another namespace: %v", err)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -45,6 +46,8 @@ type Config struct {
 // server's own is visible as soon as it returned. It is safe for concurrent use.
 type InProcess struct {
 	cfg Config
+	// lists are what is known of the Go types of lists, by reflect.Type; see listType.
+	lists *sync.Map
 }
 
 var _ Client = (*InProcess)(nil)
@@ -57,21 +60,21 @@ func NewInProcess(cfg Config) *InProcess {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &InProcess{cfg: cfg}
+	return &InProcess{cfg: cfg, lists: &sync.Map{}}
 }
 
 // As returns a client that writes as another user.
 func (c *InProcess) As(u user.Info) *InProcess {
 	cfg := c.cfg
 	cfg.User = u
-	return &InProcess{cfg: cfg}
+	return &InProcess{cfg: cfg, lists: c.lists}
 }
 
 // WithFieldManager returns a client whose writes are recorded under another name.
 func (c *InProcess) WithFieldManager(name string) *InProcess {
 	cfg := c.cfg
 	cfg.FieldManager = name
-	return &InProcess{cfg: cfg}
+	return &InProcess{cfg: cfg, lists: c.lists}
 }
 
 // Controller is the identity of a stock controller: the service account of its name in

@@ -9,9 +9,11 @@ package controllers
 
 import (
 	"net/netip"
+	"time"
 
 	"k8s.io/apiserver/pkg/cel/openapi/resolver"
 
+	"barque.dev/internal/controllers/apiservice"
 	"barque.dev/internal/controllers/cronjob"
 	"barque.dev/internal/controllers/csr"
 	"barque.dev/internal/controllers/customresourcedefinition"
@@ -21,6 +23,8 @@ import (
 	"barque.dev/internal/controllers/endpoints"
 	"barque.dev/internal/controllers/endpointslice"
 	"barque.dev/internal/controllers/endpointslicemirroring"
+	"barque.dev/internal/controllers/extensiontrust"
+	"barque.dev/internal/controllers/flowcontrol"
 	"barque.dev/internal/controllers/gc"
 	"barque.dev/internal/controllers/job"
 	"barque.dev/internal/controllers/kit"
@@ -36,6 +40,7 @@ import (
 	"barque.dev/internal/controllers/resourcequota"
 	"barque.dev/internal/controllers/rootca"
 	"barque.dev/internal/controllers/serviceaccount"
+	"barque.dev/internal/controllers/serviceaccounttoken"
 	"barque.dev/internal/controllers/statefulset"
 	"barque.dev/internal/controllers/tainteviction"
 )
@@ -59,6 +64,10 @@ type Cluster struct {
 	// Sign issues the certificates that approved requests ask for, and Reserved says which names no node may serve under.
 	Sign     csr.Signer
 	Reserved csr.Reserved
+	// SignToken makes the tokens that secrets keep, and UnusedTokens is how long one that nobody asked for may stay unused;
+	// 0 is the default.
+	SignToken    serviceaccounttoken.Sign
+	UnusedTokens time.Duration
 	// Witness knows which nodes live, and Nodes says how long they may be silent.
 	Witness nodelifecycle.Witness
 	Nodes   nodelifecycle.Bounds
@@ -66,11 +75,30 @@ type Cluster struct {
 	Servers noderole.Servers
 	// Prober finds out which servers can be reached.
 	Prober kubernetes.Prober
+	// Elsewhere is what aggregated API servers keep.
+	Elsewhere namespace.Elsewhere
+	// APIServices reaches aggregated API servers, and Trust is what those must know of this cluster, until its channel is closed.
+	APIServices apiservice.Prober
+	Trust       func() (extensiontrust.Trust, <-chan struct{})
 	// Schemas knows the kinds that are served, for policies to be checked against.
 	Schemas resolver.SchemaResolver
 }
 
-// All lists the cluster's controllers. One more controller is one more line.
+// Portal lists the controllers of what the API itself is made of, which a stock API server has inside. They run wherever
+// there are no others.
+func Portal(deps Deps, c Cluster) []Controller {
+	return []Controller{
+		kubernetes.New(deps, c.Prober),
+		customresourcedefinition.New(deps),
+		apiservice.NewRegistration(deps),
+		apiservice.NewAvailability(deps, c.APIServices),
+		extensiontrust.New(deps, c.Trust),
+		serviceaccounttoken.NewTracking(deps),
+		flowcontrol.New(deps),
+	}
+}
+
+// All lists the controllers that watch over running work. One more controller is one more line.
 func All(deps Deps, c Cluster) []Controller {
 	return []Controller{
 		deployment.New(deps),
@@ -86,11 +114,11 @@ func All(deps Deps, c Cluster) []Controller {
 		endpointslice.New(deps),
 		endpointslicemirroring.New(deps),
 		endpoints.New(deps),
-		kubernetes.New(deps, c.Prober),
-		namespace.New(deps),
-		customresourcedefinition.New(deps),
+		namespace.New(deps, c.Elsewhere),
 		gc.New(deps),
 		serviceaccount.New(deps),
+		serviceaccounttoken.New(deps, c.RootCA, c.SignToken),
+		serviceaccounttoken.NewCleaner(deps, c.UnusedTokens),
 		rootca.New(deps, c.RootCA),
 		nodeipam.New(deps, c.PodCIDR),
 		noderole.New(deps, c.Servers),

@@ -157,7 +157,7 @@ func (c *Cluster) WaitNodes(ctx context.Context, progress func(string, ...any)) 
 				n := &nodes.Items[i]
 				if ready(n) && !seen[n.Name] {
 					seen[n.Name] = true
-					progress("node %s is Ready", n.Name)
+					progress("node %s is Ready%s", n.Name, whyNoPods(n))
 				}
 			}
 		}
@@ -171,6 +171,16 @@ func (c *Cluster) WaitNodes(ctx context.Context, progress func(string, ...any)) 
 		case <-tick.C:
 		}
 	}
+}
+
+// whyNoPods says why a node that is ready gets no pods all the same; "" when it does.
+func whyNoPods(n *corev1.Node) string {
+	for _, cond := range n.Status.Conditions {
+		if isPressure(cond) {
+			return ", but gets no pods: " + cond.Message
+		}
+	}
+	return ""
 }
 
 func (c *Cluster) missing(seen map[string]bool) (names []string) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -69,7 +68,7 @@ func PrintStatus(ctx context.Context, dir string, w io.Writer) error {
 		return err
 	}
 	if sick > 0 {
-		return fmt.Errorf("%d of %d machines are not well: `barque up` starts what does not run", sick, len(c.Machines))
+		return fmt.Errorf("%d of %d machines are not well: `barque up` starts what does not run, `kubectl describe nodes` says what a node lacks", sick, len(c.Machines))
 	}
 	return nil
 }
@@ -123,7 +122,7 @@ func surveyBy(ctx context.Context, client kubernetes.Interface, statuses map[str
 	}
 	for i := range nodes.Items {
 		if s := statuses[nodes.Items[i].Name]; s != nil {
-			s.node = nodeState(&nodes.Items[i])
+			s.node = NodeState(&nodes.Items[i])
 		}
 	}
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
@@ -145,22 +144,33 @@ func surveyBy(ctx context.Context, client kubernetes.Interface, statuses map[str
 	return *lease.Spec.HolderIdentity, nil
 }
 
-func nodeState(n *corev1.Node) string {
+// NodeState is a node's state in a word, and what keeps pods from it: "Ready", "Ready,DiskPressure".
+func NodeState(n *corev1.Node) string {
 	state := "NotReady"
 	if ready(n) {
 		state = "Ready"
 	}
-	var marks []string
+	for _, c := range n.Status.Conditions {
+		if isPressure(c) {
+			state += "," + string(c.Type)
+		}
+	}
 	if n.Spec.Unschedulable {
-		marks = append(marks, "SchedulingDisabled")
+		state += ",SchedulingDisabled"
 	}
 	for _, t := range n.Spec.Taints {
 		if t.Key == corev1.TaintNodeOutOfService {
-			marks = append(marks, "lost")
+			state += ",lost"
 		}
 	}
-	if len(marks) > 0 {
-		state += "," + strings.Join(marks, ",")
-	}
 	return state
+}
+
+// isPressure tells whether a condition says that a node has too little left of something.
+func isPressure(c corev1.NodeCondition) bool {
+	switch c.Type {
+	case corev1.NodeDiskPressure, corev1.NodeMemoryPressure, corev1.NodePIDPressure:
+		return c.Status == corev1.ConditionTrue
+	}
+	return false
 }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"barque.dev/internal/agent/image"
+	"barque.dev/internal/apiserver/auditlog"
+	"barque.dev/internal/auth"
 )
 
 // Defaults of the cluster's shape.
@@ -71,6 +73,11 @@ type ServerConfig struct {
 	VIP netip.Addr
 	// DisableAgent makes the server a control plane alone.
 	DisableAgent bool
+	// DisableScheduler and DisableControllers leave assigning work and watching over it to programs of the user's. What a
+	// stock API server does itself, such as accepting definitions of custom resources, is done nevertheless.
+	DisableScheduler, DisableControllers bool
+	// DisableAdmission names the admission plugins that don't see what this server is asked to change.
+	DisableAdmission []string
 	// EtcdEndpoints are the URLs of an etcd of the user's; empty for the embedded one.
 	EtcdEndpoints []string
 	// EtcdCA, EtcdCert and EtcdKey are files that authenticate the user's etcd and us to it.
@@ -78,6 +85,10 @@ type ServerConfig struct {
 	// EtcdClientPort, when not 0, opens the embedded member to etcd clients on the loopback
 	// address, with the cluster's etcd certificates.
 	EtcdClientPort int
+	// EncryptionConfig is a file with an EncryptionConfiguration; "" encrypts Secrets with keys of the
+	// cluster's own. EncryptionReload follows its changes.
+	EncryptionConfig string
+	EncryptionReload bool
 	// ClusterCIDR, ServiceCIDR: pods' and services' addresses.
 	ClusterCIDR, ServiceCIDR netip.Prefix
 	// ClusterDNS is the DNS service's address, in ServiceCIDR.
@@ -88,6 +99,23 @@ type ServerConfig struct {
 	TLSNames []string
 	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
 	NodeGrace time.Duration
+	// Access says who may do what.
+	Access auth.Options
+	// Requests bounds what the API server takes on.
+	Requests RequestLimits
+	// Audit says what requests are recorded, and where.
+	Audit auditlog.Options
+	// TracingFile holds a TracingConfiguration; empty traces nothing.
+	TracingFile string
+}
+
+// RequestLimits bound how many requests are answered at a time, long-running ones apart.
+type RequestLimits struct {
+	// Reads and Writes are for the two kinds; with priority and fairness it is their sum that counts. 0 is
+	// DefaultRequests and DefaultMutatingRequests.
+	Reads, Writes int64
+	// Plain turns priority and fairness off.
+	Plain bool
 }
 
 // AgentConfig is what `barque agent` can be told.
@@ -98,6 +126,12 @@ type AgentConfig struct {
 	// NodeIP is the machine's address; by default the one that reaches Server.
 	NodeIP netip.Addr
 }
+
+// Stock's --max-requests-inflight and --max-mutating-requests-inflight.
+const (
+	DefaultRequests         = 400
+	DefaultMutatingRequests = 200
+)
 
 // DefaultNodeGrace is stock's --node-monitor-grace-period.
 const DefaultNodeGrace = 40 * time.Second
@@ -149,6 +183,12 @@ func (c *ServerConfig) Complete() error {
 	if c.NodeGrace < minNodeGrace {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
+	if err := c.Audit.Check(); err != nil {
+		return err
+	}
+	if c.Requests.Reads < 0 || c.Requests.Writes < 0 {
+		return errors.New("--max-requests-inflight and --max-mutating-requests-inflight: choose 1 or more, or 0 for the default")
+	}
 	if c.Join != "" {
 		if err := checkURL("--join", c.Join); err != nil {
 			return err
@@ -173,8 +213,17 @@ func (c *ServerConfig) Complete() error {
 	if c.EtcdClientPort < 0 || c.EtcdClientPort > 65535 {
 		return fmt.Errorf("--etcd-client-port %d: choose 1 to 65535, or 0 for none", c.EtcdClientPort)
 	}
+	if c.EncryptionReload && c.EncryptionConfig == "" {
+		return errors.New("--encryption-provider-config-automatic-reload needs --encryption-provider-config: give the file that shall be reloaded")
+	}
 	if !c.DisableAgent && os.Geteuid() != 0 {
 		return errors.New("running containers needs root: run with sudo, or add --disable agent for a control plane alone")
+	}
+	if err := c.Access.Check(); err != nil {
+		return err
+	}
+	if err := c.checkPlugins(); err != nil {
+		return err
 	}
 	return c.checkRanges()
 }

@@ -79,7 +79,7 @@ func (s *Server) join(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("--token: %w", err)
 	}
-	request := join.ServerRequest{Name: s.cfg.NodeName, PeerURL: s.peerURL(), Version: apiserver.KubernetesVersion}
+	request := join.ServerRequest{Name: s.cfg.NodeName, PeerURL: s.peerURL(), Version: apiserver.KubernetesVersion, Reads: []string{join.ReadsEncryption}}
 	if len(s.cfg.EtcdEndpoints) > 0 {
 		request.Name, request.PeerURL = "", ""
 	}
@@ -207,6 +207,7 @@ func (s *Server) startMember(ctx context.Context) (*etcd.Member, error) {
 		Name: s.cfg.NodeName, DataDir: s.home.path("etcd"), Log: s.cfg.Log,
 		PeerURL: s.peerURL(), PeerTLS: files, Token: s.pki.Cluster.Hash()[:16],
 		ListenPeer: "https://" + netip.AddrPortFrom(s.cfg.BindAddress, uint16(s.cfg.EtcdPeerPort)).String(),
+		Fail:       s.fail,
 	}
 	if s.cfg.EtcdClientPort != 0 {
 		cfg.ClientListen = "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.EtcdClientPort))
@@ -235,8 +236,8 @@ func (s *Server) startMember(ctx context.Context) (*etcd.Member, error) {
 func (s *Server) joinHandler() (http.Handler, error) {
 	cfg := join.HandlerConfig{
 		Reader: s.client, CA: s.pki.Cluster.PEM(), Log: s.cfg.Log,
-		Keys:  func() (json.RawMessage, error) { return keysOf(s.pki) },
-		Facts: func(context.Context) (join.Facts, error) { return s.facts(), nil },
+		Keys:  s.keys,
+		Facts: func(context.Context) (join.Facts, error) { return s.facts(), nil }, MayJoin: s.mayJoin,
 	}
 	if s.membership != nil {
 		cfg.AddMember = s.addMember

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -125,6 +126,10 @@ func (h *home) checkRole(role string) error {
 	return nil
 }
 
+// brought is what may be in a directory that no barque has run in: what a file system has, and what an
+// administrator brings along who restores a cluster.
+var brought = []string{"lock", "lost+found", "pki", "etcd"}
+
 // checkForeign refuses a directory that holds something of somebody else's.
 func (h *home) checkForeign(role string) error {
 	entries, err := os.ReadDir(h.dir)
@@ -132,7 +137,7 @@ func (h *home) checkForeign(role string) error {
 		return fmt.Errorf("read %s: %w", h.dir, err)
 	}
 	for _, e := range entries {
-		if e.Name() != "lock" && e.Name() != "lost+found" {
+		if !slices.Contains(brought, e.Name()) {
 			_ = os.Remove(h.path("lock"))
 			return fmt.Errorf("%s holds %s, which is not of barque: choose an empty --data-dir for this %s", h.dir, e.Name(), role)
 		}

@@ -26,6 +26,7 @@ import (
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/controllers"
+	"barque.dev/internal/controllers/apiservice"
 	"barque.dev/internal/controllers/nodelifecycle"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
@@ -34,6 +35,22 @@ import (
 
 // livePath is where agents and servers reach the liveness tracker.
 const livePath = liveness.Path
+
+// registerAPIs registers the built-in versions of the API, once. Nothing that is built in waits for that.
+func (s *Server) registerAPIs(ctx context.Context) error {
+	for wait := 100 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
+		err := apiservice.RegisterBuiltin(ctx, s.client.WithFieldManager(serverManager))
+		if err == nil {
+			break
+		}
+		if ctx.Err() == nil {
+			s.cfg.Log.Info("the API's versions can't be registered yet", "error", err)
+			run.Pause(ctx, wait)
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
 
 // serverGroup marks the client certificates of servers among themselves.
 const serverGroup = "barque:servers"
@@ -52,17 +69,47 @@ func (s *Server) openLoops(context.Context) (err error) {
 	}
 	// The runner gives each controller its own identity.
 	own := s.client.WithFieldManager("kube-controller-manager")
-	all := controllers.All(controllers.Deps{
-		Client: own, Kinds: s.registry, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
-	}, controllers.Cluster{
-		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
-		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, Nodes: nodelifecycle.Bounds{Fence: s.cfg.FenceAfter, Grace: s.cfg.NodeGrace}, Sign: s.signCSR, Reserved: s.reserved,
-		Schemas: s.api,
-	})
-	all = append(all, s.roleAggregation(own))
+	deps := controllers.Deps{
+		Client: own, CatchUp: s.catchUp, Kinds: s.registry, Recorder: recorder, Clock: clock.RealClock{}, Log: s.cfg.Log,
+	}
+	portal := deps
+	portal.Client = s.client.WithFieldManager(serverManager)
+	cluster := s.cluster()
+	all := controllers.Portal(portal, cluster)
+	if !s.cfg.DisableControllers {
+		all = append(append(all, controllers.All(deps, cluster)...), s.roleAggregation(own))
+	}
 	s.controllers, err = controllers.NewRunner(controllers.RunnerConfig{
 		Watcher: s.client, Controllers: all, Metrics: s.metrics, Log: s.cfg.Log,
 	})
+	return err
+}
+
+// cluster is what controllers must know.
+func (s *Server) cluster() controllers.Cluster {
+	return controllers.Cluster{
+		RootCA: s.pki.Cluster.PEM(), PodCIDR: s.cfg.ClusterCIDR,
+		Witness: s.tracker, Prober: s.tracker, Servers: s.serverNames, Nodes: nodelifecycle.Bounds{Fence: s.cfg.FenceAfter, Grace: s.cfg.NodeGrace}, Sign: s.signCSR, Reserved: s.reserved,
+		Schemas: s.api, APIServices: s.api, Elsewhere: s.api,
+		Trust: s.trust, SignToken: s.auth.Issuer.IssueLegacy, UnusedTokens: s.cfg.Access.ServiceAccounts.Unused,
+	}
+}
+
+// handOverTimeout bounds what a leader that stops spends on passing leadership on.
+const handOverTimeout = 3 * time.Second
+
+// followLeadership runs what the leader runs whenever this server leads. A leader that is told to stop passes
+// leadership on before it waits for the requests under way: nobody would lead for as long as they take.
+func (s *Server) followLeadership(ctx context.Context) error {
+	err := s.leadership.Follow(ctx, s.lead)
+	if s.membership == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverTimeout)
+	defer cancel()
+	if err := s.membership.HandOver(ctx); err != nil {
+		s.cfg.Log.Info("leadership could not be passed on; the others elect somebody when this server is gone", "error", err)
+	}
 	return err
 }
 
@@ -72,13 +119,18 @@ func (s *Server) lead(ctx context.Context) error {
 	if _, err := s.store.ReadIndex(ctx); err != nil {
 		return fmt.Errorf("catch up before leading: %w", err)
 	}
-	sched := scheduler.New(scheduler.Config{
+	services := []run.Service{{Name: "controllers", Run: s.controllers.Run}, run.Func("encryption", s.encryption.rewriter.Run)}
+	if !s.cfg.DisableScheduler {
+		services = append(services, run.Func("scheduler", s.newScheduler().Run))
+	}
+	return run.Group(ctx, s.cfg.Log, func() {}, services...)
+}
+
+func (s *Server) newScheduler() *scheduler.Scheduler {
+	return scheduler.New(scheduler.Config{
 		Client:   s.client.As(client.Component(user.KubeScheduler)).WithFieldManager("kube-scheduler"),
 		Recorder: s.schedulerEvents, Metrics: s.scheduling, Log: s.cfg.Log.With("component", "scheduler"),
 	})
-	return run.Group(ctx, s.cfg.Log, func() {},
-		run.Func("scheduler", sched.Run),
-		run.Service{Name: "controllers", Run: s.controllers.Run})
 }
 
 // runEvents writes the events that the loops record.
@@ -97,11 +149,14 @@ func (s *Server) signCSR(spec *certificatesv1.CertificateSigningRequestSpec) ([]
 	return s.pki.Cluster.SignCSR(spec, csrLife, time.Now())
 }
 
-// publish shows in Leases who leads, as kubectl and dashboards know them from stock clusters.
+// publish shows in Leases who leads, as kubectl and dashboards know them from stock clusters. The Lease of what is
+// disabled belongs to the user's.
 func (s *Server) publish(ctx context.Context, holder string, acquired time.Time, transitions int32) error {
 	var errs []error
-	for _, name := range []string{"kube-scheduler", "kube-controller-manager"} {
-		errs = append(errs, s.publishLease(ctx, name, leadership.LeaseSpec(holder, acquired, time.Now(), transitions)))
+	for name, disabled := range map[string]bool{"kube-scheduler": s.cfg.DisableScheduler, "kube-controller-manager": s.cfg.DisableControllers} {
+		if !disabled {
+			errs = append(errs, s.publishLease(ctx, name, leadership.LeaseSpec(holder, acquired, time.Now(), transitions)))
+		}
 	}
 	return errors.Join(errs...)
 }

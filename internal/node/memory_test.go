@@ -50,3 +50,23 @@ func TestReadHeap(t *testing.T) {
 		t.Errorf("memory would be released again at once: %+v", after)
 	}
 }
+
+// Holes between what lives are no reason to collect again and again.
+func TestHolesAreNotHeld(t *testing.T) {
+	const size, every = 1 << 10, 8 // a page holds as many
+	all := make([]*[size]byte, 100_000)
+	for i := range all {
+		all[i] = new([size]byte)
+	}
+	for i := range all {
+		if i%every != 0 {
+			all[i] = nil
+		}
+	}
+	debug.FreeOSMemory()
+	after := readHeap()
+	runtime.KeepAlive(all)
+	if shouldRelease(after, after) {
+		t.Errorf("memory would be released again at once: %+v", after)
+	}
+}

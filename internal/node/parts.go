@@ -13,17 +13,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
-	"barque.dev/internal/admission"
-	"barque.dev/internal/admission/policy"
-	"barque.dev/internal/admission/webhook"
 	"barque.dev/internal/api"
-	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/auth"
 	"barque.dev/internal/auth/rbac"
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/cluster/detect"
 	"barque.dev/internal/cluster/vip"
 	"barque.dev/internal/controllers"
+	"barque.dev/internal/controllers/kit"
 	"barque.dev/internal/store"
 )
 
@@ -68,28 +65,6 @@ func (i lateImage) TypeConverter(gvk schema.GroupVersionKind) managedfields.Type
 	return i.server.registry.TypeConverter(gvk)
 }
 
-// admission is the chain that every change passes.
-func (s *Server) admission() (admission.Reinvoking, error) {
-	chain, err := admission.Default(admission.Config{Reader: lateReader{s}, Authorizer: s.auth.Authorizer, Metrics: s.metrics})
-	if err != nil {
-		return admission.Reinvoking{}, fmt.Errorf("set up admission: %w", err)
-	}
-	mutating, validating, err := webhook.New(webhook.Config{
-		Image: lateImage{s}, Services: relay.NewResolver(relay.Image(lateReader{s})), Authorizer: s.auth.Authorizer,
-	})
-	if err != nil {
-		return admission.Reinvoking{}, err
-	}
-	mutations, validations := policy.New(policy.Config{Image: lateImage{s}, Authorizer: s.auth.Authorizer})
-	return admission.Reinvoking{Chain: append(chain,
-		admission.Plugin{Name: "Escalation", Interface: s.auth.Escalation},
-		admission.Plugin{Name: policy.MutatingName, Interface: mutations},
-		admission.Plugin{Name: webhook.MutatingName, Interface: mutating},
-		admission.Plugin{Name: policy.ValidatingName, Interface: validations},
-		admission.Plugin{Name: webhook.ValidatingName, Interface: validating},
-	)}, nil
-}
-
 // indexes are those that decisions about access look things up by.
 func indexes() map[schema.GroupResource]map[string]store.IndexFunc {
 	all := map[schema.GroupResource]map[string]store.IndexFunc{}
@@ -110,7 +85,7 @@ func (s *Server) roleAggregation(c barqueclient.Client) controllers.Controller {
 		Account: "clusterrole-aggregation-controller",
 		Watches: []controllers.Watch{{Kind: &rbacv1.ClusterRole{}, Requests: func(barqueclient.Event) []reconcile.Request {
 			var roles rbacv1.ClusterRoleList
-			if err := s.client.List(context.Background(), &roles); err != nil {
+			if err := s.client.List(context.Background(), &roles); kit.Readable(err) != nil {
 				return nil
 			}
 			return rbac.Aggregated(roles.Items)

@@ -3,8 +3,8 @@ package node
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/tools/record"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"barque.dev/internal/admission"
 	"barque.dev/internal/apiserver"
+	"barque.dev/internal/apiserver/auditlog"
 	"barque.dev/internal/apiserver/registry"
 	"barque.dev/internal/apiserver/relay"
 	"barque.dev/internal/auth"
@@ -35,12 +35,14 @@ import (
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/cluster/membership"
 	"barque.dev/internal/controllers"
+	"barque.dev/internal/encryption"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
 	"barque.dev/internal/runtime/kernel"
 	"barque.dev/internal/scheduler"
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
+	"barque.dev/internal/tracing/otlp"
 )
 
 // nodePorts is where Services' node ports come from.
@@ -54,19 +56,27 @@ type Server struct {
 	pki      *pki.Authorities
 	listener net.Listener
 
+	// failed tells why the embedded etcd can't go on.
+	failed     chan error
 	member     *etcd.Member // nil with an etcd of the user's
 	remote     *etcd.Remote // nil with the embedded one
+	backend    store.Backend
 	store      *store.Store
+	encryption *encrypted
 	membership *membership.Membership // nil with an etcd of the user's
 	detector   *detect.Detector       // likewise
 	leadership *leadership.Leadership
 
 	registry *registry.Registry
 	auth     *auth.Auth
-	client   *client.InProcess
-	tracker  *liveness.Tracker
-	api      *apiserver.Server
-	worker   *worker // nil when the agent is disabled
+	// accountKeys is what the files of the keys of service account tokens held at the start.
+	accountKeys []byte
+	audit       *auditlog.Log  // nil when nothing is recorded
+	traces      *otlp.Exporter // nil when nothing is traced
+	client      *client.InProcess
+	tracker     *liveness.Tracker
+	api         *apiserver.Server
+	worker      *worker // nil when the agent is disabled
 
 	metrics         *prometheus.Registry
 	recorders       []*client.Recorder
@@ -78,11 +88,17 @@ type Server struct {
 // RunServer runs a server until ctx ends. ready is called once it answers requests.
 func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 	etcd.TunePeerStreams()
-	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry()}
+	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	err := orFailure(s.failed, func() error { return s.run(ctx, ready) })
+	return adviseOnEtcd(err, cfg.DataDir)
+}
+
+// run opens everything, runs the services until ctx ends, and closes what was opened.
+func (s *Server) run(ctx context.Context, ready func()) error {
 	defer s.close()
 	for _, step := range []func(context.Context) error{
-		s.checkKernel, s.openHome, s.listen, s.enter, s.openStore, s.openAPI, s.openLoops, s.openWorker,
+		s.checkKernel, s.checkAccess, s.openAudit, s.openTraces, s.openHome, s.listen, s.enter, s.openStore, s.openEncryption, s.openAPI, s.openLoops, s.openWorker,
 	} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -91,7 +107,7 @@ func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 			return err
 		}
 	}
-	return run.Group(ctx, cfg.Log, ready, s.services()...)
+	return run.Group(ctx, s.cfg.Log, ready, s.services()...)
 }
 
 // services is the wiring list: what a server runs, in the order in which it is started; it is
@@ -100,15 +116,22 @@ func (s *Server) services() []run.Service {
 	services := []run.Service{run.Func("memory", releaseMemory), run.Func("store", s.store.Run)}
 	if s.member != nil {
 		services = append(services,
+			run.Func("etcd", s.member.Run),
 			run.Func("membership", s.membership.Run),
 			run.Func("failure detector", s.detector.Run))
 	}
+	services = append(services, s.encryption.services()...)
+	services = append(services, s.traceServices()...)
 	services = append(services,
 		run.Service{Name: "default objects", Run: s.ensureDefaults},
+		run.Func("addresses of services", s.reclaimAddresses),
 		run.Service{Name: "apiserver", Run: s.api.Run},
+		run.Func("API registration", s.registerAPIs),
+		run.Func("access configuration", s.auth.Run),
+		run.Func("service account keys", s.followAccountKeys),
 		run.Func("member mark", s.markMember),
 		run.Func("events", s.runEvents),
-		run.Func("leadership", func(ctx context.Context) error { return s.leadership.Follow(ctx, s.lead) }))
+		run.Func("leadership", s.followLeadership))
 	if s.cfg.VIP.IsValid() {
 		services = append(services, run.Service{Name: "virtual IP", Run: s.runVIP})
 	}
@@ -151,19 +174,18 @@ func (s *Server) listen(context.Context) (err error) {
 
 // openStore connects the store to its etcd.
 func (s *Server) openStore(ctx context.Context) error {
-	backend, err := s.openEtcd(ctx)
-	if err != nil {
+	var err error
+	if s.backend, err = s.openEtcd(ctx); err != nil {
 		return err
 	}
-	if s.store, err = store.Open(ctx, store.Config{Backend: backend, Log: s.cfg.Log}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{Backend: s.backend, Log: s.cfg.Log}); err != nil {
 		return fmt.Errorf("read the cluster's state: %w", err)
 	}
-	s.home.keep()
 	return nil
 }
 
 // openAPI makes everything from the verbs up to HTTP.
-func (s *Server) openAPI(context.Context) (err error) {
+func (s *Server) openAPI(ctx context.Context) (err error) {
 	log := s.cfg.Log
 	tables := image.NewTables(func(gr schema.GroupResource) *store.Table {
 		if s.registry == nil {
@@ -171,13 +193,8 @@ func (s *Server) openAPI(context.Context) (err error) {
 		}
 		return s.registry.Table(gr)
 	}, auth.Indexes()...)
-	s.auth, err = auth.New(auth.Config{
-		Image: tables, ClientCA: s.pki.Cluster.Pool(), FrontProxyCA: s.pki.FrontProxy.Pool(),
-		SigningKey: s.pki.ServiceAccounts.Key, PublicKeys: s.pki.ServiceAccounts.Public,
-		Issuer: "https://kubernetes.default.svc." + s.cfg.ClusterDomain,
-	})
-	if err != nil {
-		return fmt.Errorf("set up authentication: %w", err)
+	if err := s.openAuth(ctx, tables); err != nil {
+		return err
 	}
 	virtual := map[string]registry.Handler{}
 	for name, create := range s.auth.Virtual() {
@@ -190,13 +207,14 @@ func (s *Server) openAPI(context.Context) (err error) {
 		return err
 	}
 	s.registry, err = registry.New(registry.Config{
-		Store: s.store, Admission: chain, Quota: admission.NewResourceQuota(lateReader{s}), Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		Store: s.store, Admission: chain, Quota: s.quota(), Indexes: indexes(), Authorizer: s.auth.Authorizer,
+		Transformer:  s.encryption.transformer(),
 		ServiceCIDRs: []netip.Prefix{s.cfg.ServiceCIDR}, NodePortRange: nodePorts, ServerPort: int32(s.cfg.HTTPSPort), Virtual: virtual, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("set up the API's resources: %w", err)
 	}
-	s.client = client.NewInProcess(client.Config{Tables: s.registry, Verbs: s.registry.Verbs(), Log: log})
+	s.client = client.NewInProcess(client.Config{Tables: s.registry, Verbs: s.audit.Inside(s.registry.Verbs()), Log: log})
 	if err := s.openTracker(); err != nil {
 		return err
 	}
@@ -231,25 +249,34 @@ func (s *Server) openServer() error {
 	if err != nil {
 		return err
 	}
+	frontProxy, err := s.keeper("front-proxy-client", s.pki.FrontProxy, pki.Client(pki.UserFrontProxy))
+	if err != nil {
+		return err
+	}
 	joiner, err := s.joinHandler()
 	if err != nil {
 		return err
 	}
+	handlers := s.auth.Handlers()
+	maps.Copy(handlers, s.encryptionControl().Handlers())
 	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler()}
 	s.api, err = apiserver.New(apiserver.Config{
 		Registry: s.registry, Authenticator: s.auth.Authenticator, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,
 		Listener: s.listener,
 		TLS: &tls.Config{
 			MinVersion: tls.VersionTLS12, GetCertificate: serving.GetCertificate,
-			ClientCAs: s.pki.Cluster.Pool(), ClientAuth: tls.RequestClientCert,
+			ClientCAs: s.auth.ClientCAs(), ClientAuth: tls.RequestClientCert,
 		},
 		Identity: apiserver.Identity{Name: s.cfg.NodeName, Address: s.cfg.AdvertiseAddress.String(), Port: s.cfg.HTTPSPort},
 		Kubelet: relay.Config{TLS: &tls.Config{
 			MinVersion: tls.VersionTLS12, RootCAs: s.pki.Cluster.Pool(), GetClientCertificate: kubelet.GetClientCertificate,
 		}},
-		Readyz: []healthz.HealthChecker{healthz.NamedCheck("etcd", func(*http.Request) error { return s.store.Healthy() })},
-		Livez:  []healthz.HealthChecker{},
-		Extra:  extra, Paths: s.auth.Handlers(), Metrics: s.metrics, Log: s.cfg.Log,
+		FrontProxy: frontProxy.GetClientCertificate,
+		Readyz:     append(s.encryption.checks(), healthz.NamedCheck("etcd", func(*http.Request) error { return s.store.Healthy() })),
+		Livez:      []healthz.HealthChecker{},
+		Extra:      extra, Paths: handlers, Metrics: s.metrics, Gatherers: []prometheus.Gatherer{encryption.Metrics()}, Log: s.cfg.Log,
+		Limits: apiserver.Limits{Reads: s.cfg.Requests.Reads, Writes: s.cfg.Requests.Writes, Plain: s.cfg.Requests.Plain},
+		Audit:  s.audit, Tracer: s.tracer(),
 	})
 	if err != nil {
 		return fmt.Errorf("set up the API server: %w", err)
@@ -299,15 +326,31 @@ func (s *Server) ensureDefaults(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// reclaimPeriod is how often it is looked for addresses and ports of services that do not exist.
+const reclaimPeriod = time.Minute
+
+func (s *Server) reclaimAddresses(ctx context.Context) error {
+	for run.Pause(ctx, reclaimPeriod) {
+		if err := s.registry.Reclaim(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Warn("addresses that no service has can't be given back yet", "error", err)
+		}
+	}
+	return nil
+}
+
+// serverManager is the field manager of what an API server writes of its own accord.
+const serverManager = "kube-apiserver"
+
 func (s *Server) makeDefaults(ctx context.Context) error {
 	if err := s.registry.Bootstrap(ctx); err != nil {
 		return err
 	}
-	if err := rbac.Bootstrap(ctx, s.client, rbac.Policy(), s.cfg.Log); err != nil {
+	c := s.client.WithFieldManager(serverManager)
+	if err := rbac.Bootstrap(ctx, c, rbac.Policy(), s.cfg.Log); err != nil {
 		return err
 	}
 	for _, obj := range s.defaultObjects() {
-		if err := s.ensure(ctx, obj); err != nil {
+		if err := s.ensure(ctx, c, obj); err != nil {
 			return fmt.Errorf("create %T %s: %w", obj, obj.GetName(), err)
 		}
 	}
@@ -316,16 +359,16 @@ func (s *Server) makeDefaults(ctx context.Context) error {
 
 // ensure creates obj unless it exists. It looks first: a second Service with the same address is
 // refused for its address, before its name matters.
-func (s *Server) ensure(ctx context.Context, obj ctrlclient.Object) error {
+func (s *Server) ensure(ctx context.Context, c *client.InProcess, obj ctrlclient.Object) error {
 	current, ok := obj.DeepCopyObject().(ctrlclient.Object)
 	if !ok {
 		return fmt.Errorf("it is no API object")
 	}
-	err := s.client.Get(ctx, ctrlclient.ObjectKeyFromObject(obj), current)
+	err := c.Get(ctx, ctrlclient.ObjectKeyFromObject(obj), current)
 	if ctrlclient.IgnoreNotFound(err) != nil || err == nil {
 		return err
 	}
-	return ctrlclient.IgnoreAlreadyExists(s.client.Create(ctx, obj))
+	return ctrlclient.IgnoreAlreadyExists(c.Create(ctx, obj))
 }
 
 // markMember notes that the server belongs to the cluster, once it serves it.
@@ -360,6 +403,7 @@ func (s *Server) close() {
 	if s.listener != nil {
 		_ = s.listener.Close()
 	}
+	s.encryption.close()
 	if s.member != nil {
 		s.member.Close()
 	}
@@ -391,13 +435,4 @@ func names(list []string) []string {
 		}
 	}
 	return out
-}
-
-// keysOf is the cluster's keys as a joining server receives them.
-func keysOf(a *pki.Authorities) (json.RawMessage, error) {
-	bundle, err := a.Bundle()
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(bundle)
 }

@@ -3,8 +3,11 @@ package pki
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -197,4 +200,34 @@ func latest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// Secret derives a secret of the authority's key, one for each purpose: whoever has the key can make it
+// again, and it tells nothing of the key or of other secrets (HKDF, RFC 5869). id, which is public, tells
+// the keys of authorities apart: it stays when the certificate is renewed.
+func (a *Authority) Secret(purpose string) (secret [32]byte, id string, err error) {
+	seed, err := seedOf(a.key)
+	if err != nil {
+		return secret, "", fmt.Errorf("derive a secret of %s: %w", a.cert.Subject.CommonName, err)
+	}
+	derived, err := hkdf.Key(sha256.New, seed, nil, "barque: "+purpose, len(secret))
+	if err != nil {
+		return secret, "", fmt.Errorf("derive a secret of %s: %w", a.cert.Subject.CommonName, err)
+	}
+	copy(secret[:], derived)
+	sum := sha256.Sum256(a.cert.RawSubjectPublicKeyInfo)
+	return secret, "sha256:" + hex.EncodeToString(sum[:]), nil
+}
+
+// seedOf is the private number of a key, however the key is encoded.
+func seedOf(key crypto.Signer) ([]byte, error) {
+	switch key := key.(type) {
+	case *ecdsa.PrivateKey:
+		return key.Bytes()
+	case *rsa.PrivateKey:
+		return key.D.Bytes(), nil
+	case ed25519.PrivateKey:
+		return key.Seed(), nil
+	}
+	return nil, fmt.Errorf("a key of type %T shows no private number", key)
 }

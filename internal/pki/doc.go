@@ -8,7 +8,8 @@
 //	ca.crt, ca.key                    the cluster: servers, clients, nodes
 //	etcd-ca.crt, etcd-ca.key          etcd members among themselves
 //	front-proxy-ca.crt, …key          the API server towards aggregated API servers
-//	sa.key, sa.pub                    service account tokens; sa.pub may list older keys
+//	sa.key, sa.pub                    service account tokens; sa.pub may list other keys too
+//	sa-next.key                       only while the key of those tokens is rotated
 //
 // The authorities are separate so that a client certificate of the cluster never opens etcd
 // and one of the front proxy never names a user to the API server. Keys are ECDSA P-256: made

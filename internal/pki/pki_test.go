@@ -1,15 +1,19 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -505,4 +509,67 @@ func flip(der []byte) []byte {
 	c := append([]byte(nil), der...)
 	c[len(c)-1] ^= 1
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: c})
+}
+
+// The secrets of an authority are its key's: they outlive the certificate, differ by purpose, and are nobody
+// else's. That they never change is a promise: what they seal must open after every upgrade.
+func TestSecret(t *testing.T) {
+	block := "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIrYSSNQFaA2Hwf1duRSxKtLYX5CB04fSeQ6tF1aY/PuoAoGCCqGSM49\nAwEHoUQDQgAEPR3tU2Fta9ktY+6P9G0cWO+0kETA6SFs38GecTyudlHz6xvCdz8q\nEKTcWGekdmdDPsHloRNtsiCa697B2O9IFA==\n-----END EC PRIVATE KEY-----\n"
+	key, err := parseKey([]byte(block))
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := func(name string) *Authority {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(len(name))), Subject: pkix.Name{CommonName: name}, NotBefore: start, NotAfter: start.AddDate(1, 0, 0), IsCA: true, BasicConstraintsValid: true,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &Authority{cert: cert, key: key}
+	}
+	secret := func(a *Authority, purpose string) (string, string) {
+		s, id, err := a.Secret(purpose)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%x", s), id
+	}
+	first, id := secret(renewed("a"), "purpose")
+	if again, sameID := secret(renewed("renewed"), "purpose"); again != first || sameID != id {
+		t.Error("a renewed certificate changes the secret")
+	}
+	if other, _ := secret(renewed("a"), "other"); other == first {
+		t.Error("two purposes share a secret")
+	}
+	const promised = "1e982d43bb7fd03368ec10cc68dd5dc80dec83e9456f7ae3af6f979765316cb4"
+	if first != promised {
+		t.Errorf("the secret is %s, it was %s", first, promised)
+	}
+	another, err := NewAuthority("another", start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, otherID := secret(another, "purpose"); s == first || otherID == id {
+		t.Error("two authorities share a secret")
+	}
+	for _, generate := range []func() (crypto.Signer, error){
+		func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) },
+		func() (crypto.Signer, error) { _, k, err := ed25519.GenerateKey(rand.Reader); return k, err },
+	} {
+		k, err := generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := &Authority{cert: another.cert, key: k}, &Authority{cert: another.cert, key: k}
+		x, _ := secret(a, "purpose")
+		if y, _ := secret(b, "purpose"); x != y || x == first {
+			t.Errorf("the secret of a %T is not its own", k)
+		}
+	}
 }

@@ -91,7 +91,7 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "taint", nodes: []*corev1.Node{aNode("a", tainted("gpu", "yes", corev1.TaintEffectNoSchedule))}, pod: aPod("p"),
-			message: "0/1 nodes are available: 1 node(s) had untolerated taint {gpu: yes}.",
+			message: "0/1 nodes are available: 1 node(s) had untolerated taint(s).",
 		},
 		{
 			name: "taint tolerated", nodes: []*corev1.Node{aNode("a", tainted("gpu", "yes", corev1.TaintEffectNoExecute))},
@@ -171,9 +171,9 @@ func TestDecide(t *testing.T) {
 					c.SetPod(p, node)
 				}
 			}
-			d := Decide(tt.pod, c.Snapshot(), 0, first)
+			d := Decide(tt.pod, c.Snapshot(), nil, 0, first)
 			if d.Node != tt.want {
-				t.Errorf("node %q, want %q (%v)", d.Node, tt.want, d.Reasons)
+				t.Errorf("node %q, want %q (%v)", d.Node, tt.want, d.Refusals)
 			}
 			if tt.want == "" && d.Message() != tt.message {
 				t.Errorf("message %q\n   want %q", d.Message(), tt.message)
@@ -202,7 +202,7 @@ func TestClusterProperties(t *testing.T) {
 				}
 				cpu := strconv.Itoa(rapid.IntRange(0, 900).Draw(t, "cpu")) + "m"
 				p := aPod(name, requests(cpu, "100Mi"), owned("rs"))
-				if d := Decide(p, c.Snapshot(), rapid.IntRange(0, 2).Draw(t, "start"), first); d.Node != "" {
+				if d := Decide(p, c.Snapshot(), nil, rapid.IntRange(0, 2).Draw(t, "start"), first); d.Node != "" {
 					c.SetPod(p, d.Node)
 					pods[name], where[name] = p, d.Node
 				}
@@ -241,25 +241,4 @@ func describe(s Snapshot) string {
 		fmt.Fprintf(&b, "%s %d pods %+v %+v %v; ", n.Name, len(n.Pods), n.Requested, n.Assumed, n.siblings)
 	}
 	return b.String()
-}
-
-func BenchmarkDecide5000Nodes(b *testing.B) {
-	c := NewCluster()
-	for i := range 5000 {
-		c.SetNode(aNode(fmt.Sprintf("node-%04d", i), func(n *corev1.Node) {
-			n.Status.Allocatable[corev1.ResourcePods] = resource.MustParse("110")
-			n.Status.Allocatable[corev1.ResourceCPU] = resource.MustParse("64")
-			n.Status.Allocatable[corev1.ResourceMemory] = resource.MustParse("256Gi")
-		}))
-	}
-	start := 0
-	for i := 0; b.Loop(); i++ {
-		p := aPod("p"+strconv.Itoa(i%200000), requests("100m", "200Mi"))
-		d := Decide(p, c.Snapshot(), start, first)
-		if d.Node == "" {
-			b.Fatal(d.Message())
-		}
-		start = d.Next
-		c.SetPod(p, d.Node)
-	}
 }

@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,13 +10,11 @@ import (
 // A filter says why a node cannot take a pod: no reason means that it can. The texts are
 // stock's, since people and dashboards search for them.
 type filter struct {
-	name string
-	// reasons appends to out, which it returns, to spare an allocation for each node that fits.
-	reasons func(p *Pod, n *Node, out []string) []string
+	name   string
+	refuse func(q *query, n *Node, r *Refusal)
 }
 
-// filters are asked in this order; the first that has a reason ends it. A row that changes
-// with the decision (topology, affinity) would be made by a function of pod and snapshot.
+// filters are asked in this order; the first that has a reason ends it.
 var filters = []filter{
 	{"NodeUnschedulable", unschedulable},
 	{"NodeName", nodeName},
@@ -25,32 +22,39 @@ var filters = []filter{
 	{"NodeAffinity", nodeAffinity},
 	{"NodePorts", nodePorts},
 	{"NodeResourcesFit", resourcesFit},
+	{"PodTopologySpread", topologySpread},
+	{"InterPodAffinity", interPodAffinity},
 }
 
 var unschedulableTaint = corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}
 
-func unschedulable(p *Pod, n *Node, out []string) []string {
-	if n.Spec.Unschedulable && !tolerated(p.Spec.Tolerations, &unschedulableTaint) {
-		return append(out, "node(s) were unschedulable")
+func unschedulable(q *query, n *Node, r *Refusal) {
+	if n.Spec.Unschedulable && !tolerated(q.pod.Spec.Tolerations, &unschedulableTaint) {
+		r.sayFinal("node(s) were unschedulable")
 	}
-	return out
 }
 
-func nodeName(p *Pod, n *Node, out []string) []string {
-	if p.Spec.NodeName != "" && p.Spec.NodeName != n.Name {
-		return append(out, "node(s) didn't match the requested node name")
+func nodeName(q *query, n *Node, r *Refusal) {
+	if name := q.pod.Spec.NodeName; name != "" && name != n.Name {
+		r.sayFinal("node(s) didn't match the requested node name")
 	}
-	return out
 }
 
-func untoleratedTaint(p *Pod, n *Node, out []string) []string {
+func untoleratedTaint(q *query, n *Node, r *Refusal) {
+	if q.pod.untolerated(n) != nil {
+		r.sayFinal("node(s) had untolerated taint(s)")
+	}
+}
+
+// untolerated is the first of the node's taints that keeps the pod away, nil if none does.
+func (p *Pod) untolerated(n *Node) *corev1.Taint {
 	for i := range n.Spec.Taints {
 		t := &n.Spec.Taints[i]
 		if (t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute) && !tolerated(p.Spec.Tolerations, t) {
-			return append(out, fmt.Sprintf("node(s) had untolerated taint {%s: %s}", t.Key, t.Value))
+			return t
 		}
 	}
-	return out
+	return nil
 }
 
 func tolerated(tolerations []corev1.Toleration, t *corev1.Taint) bool {
@@ -59,42 +63,44 @@ func tolerated(tolerations []corev1.Toleration, t *corev1.Taint) bool {
 	})
 }
 
-func nodeAffinity(p *Pod, n *Node, out []string) []string {
-	if ok, err := p.required.Match(n.Node); err != nil || !ok {
-		return append(out, "node(s) didn't match Pod's node affinity/selector")
+func nodeAffinity(q *query, n *Node, r *Refusal) {
+	if !q.pod.selects(n) {
+		r.sayFinal("node(s) didn't match Pod's node affinity/selector")
 	}
-	return out
 }
 
-func nodePorts(p *Pod, n *Node, out []string) []string {
-	for _, want := range p.ports {
+// selects tells whether the pod's node selector and required node affinity allow the node.
+func (p *Pod) selects(n *Node) bool {
+	ok, err := p.required.Match(n.Node)
+	return ok && err == nil
+}
+
+func nodePorts(q *query, n *Node, r *Refusal) {
+	for _, want := range q.pod.ports {
 		if slices.ContainsFunc(n.ports, want.collides) {
-			return append(out, "node(s) didn't have free ports for the requested pod ports")
+			r.say("node(s) didn't have free ports for the requested pod ports")
+			return
 		}
 	}
-	return out
 }
 
-// resourcesFit names every resource that is short, as stock does.
-func resourcesFit(p *Pod, n *Node, out []string) []string {
+// resourcesFit names every resource that is short, as stock does. What the node does not have
+// at all, no other pod's end can give.
+func resourcesFit(q *query, n *Node, r *Refusal) {
 	if int64(len(n.Pods)) >= n.MaxPods {
-		out = append(out, "Too many pods")
+		r.say("Too many pods")
 	}
-	r := &p.Requests
-	short := func(want, have, used int64) bool { return want > 0 && want > have-used }
-	if short(r.MilliCPU, n.Allocatable.MilliCPU, n.Requested.MilliCPU) {
-		out = append(out, "Insufficient cpu")
-	}
-	if short(r.Memory, n.Allocatable.Memory, n.Requested.Memory) {
-		out = append(out, "Insufficient memory")
-	}
-	if short(r.Storage, n.Allocatable.Storage, n.Requested.Storage) {
-		out = append(out, "Insufficient ephemeral-storage")
-	}
-	for name, want := range r.Extended {
-		if short(want, n.Allocatable.Extended[name], n.Requested.Extended[name]) {
-			out = append(out, "Insufficient "+string(name))
+	short := func(name string, want, have, used int64) {
+		if want > 0 && want > have-used {
+			r.say("Insufficient " + name)
+			r.Final = r.Final || want > have
 		}
 	}
-	return out
+	want := &q.pod.Requests
+	short("cpu", want.MilliCPU, n.Allocatable.MilliCPU, n.Requested.MilliCPU)
+	short("memory", want.Memory, n.Allocatable.Memory, n.Requested.Memory)
+	short("ephemeral-storage", want.Storage, n.Allocatable.Storage, n.Requested.Storage)
+	for name, amount := range want.Extended {
+		short(string(name), amount, n.Allocatable.Extended[name], n.Requested.Extended[name])
+	}
 }

@@ -21,6 +21,8 @@ type Metrics struct {
 	attempts  *prometheus.CounterVec
 	attempt   *prometheus.HistogramVec
 	algorithm prometheus.Histogram
+	preempted prometheus.Counter
+	victims   prometheus.Histogram
 	// queue is the one of the scheduler that runs, nil while none does.
 	queue atomic.Pointer[queue]
 }
@@ -39,8 +41,14 @@ func NewMetrics(registerer prometheus.Registerer) (*Metrics, error) {
 		algorithm: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "scheduler_scheduling_algorithm_duration_seconds", Help: "Seconds that a decision took.", Buckets: buckets,
 		}),
+		preempted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "scheduler_preemption_attempts_total", Help: "How often pods were looked for that could make room for another.",
+		}),
+		victims: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "scheduler_preemption_victims", Help: "How many pods made room for another.", Buckets: prometheus.ExponentialBuckets(1, 2, 7),
+		}),
 	}
-	all := []prometheus.Collector{m.attempts, m.attempt, m.algorithm}
+	all := []prometheus.Collector{m.attempts, m.attempt, m.algorithm, m.preempted, m.victims}
 	for _, state := range []string{"active", "backoff", "unschedulable"} {
 		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "scheduler_pending_pods", Help: "Pods without a node, by what they wait for.", ConstLabels: prometheus.Labels{"queue": state},
@@ -83,5 +91,16 @@ func (m *Metrics) ended(result, profile string, started time.Time) {
 	if m != nil {
 		m.attempts.WithLabelValues(result, profile).Inc()
 		m.attempt.WithLabelValues(result, profile).Observe(time.Since(started).Seconds())
+	}
+}
+
+// preempts records that pods were looked for that could make room, and how many were found.
+func (m *Metrics) preempts(victims int) {
+	if m == nil {
+		return
+	}
+	m.preempted.Inc()
+	if victims > 0 {
+		m.victims.Observe(float64(victims))
 	}
 }

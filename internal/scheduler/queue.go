@@ -20,7 +20,7 @@ const (
 )
 
 // item is a pod in the queue. It is in one of the two heaps, or in neither while the
-// scheduler tries it.
+// scheduler tries it, or makes room for it.
 type item struct {
 	pod      *Pod
 	attempts int
@@ -28,6 +28,7 @@ type item struct {
 	backoff  time.Time // not to be tried before
 	due      time.Time // when it moves from resting to ready
 	missed   bool      // the cluster changed while it was being tried
+	freed    bool      // a pod left the node that it is nominated to while it was being tried
 	heap     *itemHeap
 	index    int // in heap
 }
@@ -38,6 +39,7 @@ type queue struct {
 	mu      sync.Mutex
 	now     func() time.Time
 	items   map[types.UID]*item
+	social  map[types.UID]*item // those of items that other pods may help by being somewhere
 	ready   itemHeap
 	resting itemHeap
 	wake    chan struct{} // holds a token when the heaps may have changed
@@ -47,6 +49,7 @@ func newQueue(now func() time.Time) *queue {
 	return &queue{
 		now:     now,
 		items:   map[types.UID]*item{},
+		social:  map[types.UID]*item{},
 		ready:   itemHeap{less: func(a, b *item) bool { return byPriority(a, b) < 0 }},
 		resting: itemHeap{less: func(a, b *item) bool { return a.due.Before(b.due) }},
 		wake:    make(chan struct{}, 1),
@@ -54,14 +57,7 @@ func newQueue(now func() time.Time) *queue {
 }
 
 func byPriority(a, b *item) int {
-	return cmp.Or(cmp.Compare(priority(b.pod), priority(a.pod)), a.added.Compare(b.added))
-}
-
-func priority(p *Pod) int32 {
-	if p.Spec.Priority == nil {
-		return 0
-	}
-	return *p.Spec.Priority
+	return cmp.Or(cmp.Compare(b.pod.Priority, a.pod.Priority), a.added.Compare(b.added))
 }
 
 // Set adds a pending pod, or takes its new version; one whose spec changed is tried again.
@@ -72,6 +68,9 @@ func (q *queue) Set(p *Pod) {
 	if it == nil {
 		it = &item{pod: p, added: q.now()}
 		q.items[p.UID] = it
+		if p.social() {
+			q.social[p.UID] = it
+		}
 		q.move(it, &q.ready)
 		return
 	}
@@ -92,24 +91,64 @@ func (q *queue) Remove(uid types.UID) {
 	if it := q.items[uid]; it != nil {
 		q.move(it, nil)
 		delete(q.items, uid)
+		delete(q.social, uid)
 	}
 }
 
 // Failed says that the pod that Next returned found no node. wait is whether it should rest
-// until the cluster changes, or only for its back-off.
-func (q *queue) Failed(uid types.UID, wait bool) {
+// until the cluster changes, or only for its back-off. It tells whether the pod still needs a node.
+func (q *queue) Failed(uid types.UID, wait bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	it := q.items[uid]
 	if it == nil || it.heap != nil {
-		return
+		return it != nil
 	}
 	it.backoff = q.now().Add(min(firstBackoff<<min(it.attempts-1, 10), lastBackoff))
-	it.due = it.backoff
-	if wait && !it.missed {
+	switch {
+	case it.freed:
+		it.due = q.now()
+	case wait && !it.missed:
 		it.due = q.now().Add(retryAfter)
+	default:
+		it.due = it.backoff
 	}
 	q.move(it, &q.resting)
+	return true
+}
+
+// Nominate says that a node was nominated for a pod that needs one, or none any more if it is
+// empty. It is tried again as if the cluster had changed if it lost one.
+func (q *queue) Nominate(uid types.UID, node string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	it := q.items[uid]
+	if it == nil || it.pod.Nominated == node {
+		return
+	}
+	it.pod = it.pod.nominatedTo(node)
+	if node == "" {
+		q.hasten(it)
+	}
+}
+
+// Freed says that a pod left a node. Those that were waiting for that, since the node is nominated for
+// them, are tried at once.
+func (q *queue) Freed(node string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, it := range q.items {
+		if it.pod.Nominated != node {
+			continue
+		}
+		if it.heap == nil {
+			it.freed = true
+		} else if it.heap == &q.resting {
+			it.due = q.now()
+			heap.Fix(it.heap, it.index)
+			q.signal()
+		}
+	}
 }
 
 // Changed says that the cluster changed in a way that may help pods that wait. They are tried
@@ -119,6 +158,18 @@ func (q *queue) Changed() {
 	defer q.mu.Unlock()
 	for _, it := range q.items {
 		q.hasten(it)
+	}
+}
+
+// Placed says that a pod came to a node. Those whose constraints and terms it may satisfy are tried when
+// their back-off has passed.
+func (q *queue) Placed(p *Pod) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, it := range q.social {
+		if it.pod.helpedBy(p) {
+			q.hasten(it)
+		}
 	}
 }
 
@@ -189,7 +240,7 @@ func (q *queue) take() (*Pod, time.Duration) {
 	it := q.ready.items[0]
 	q.move(it, nil)
 	it.attempts++
-	it.missed = false
+	it.missed, it.freed = false, false
 	return it.pod, 0
 }
 

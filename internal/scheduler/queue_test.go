@@ -13,6 +13,12 @@ func withPriority(n int32) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.Spec.Priority = &n }
 }
 
+// newTestQueue is a queue at a time that only the test moves.
+func newTestQueue() (*queue, *time.Time) {
+	now := time.Unix(0, 0)
+	return newQueue(func() time.Time { return now }), &now
+}
+
 func TestQueueOrder(t *testing.T) {
 	now := time.Unix(0, 0)
 	q := newQueue(func() time.Time { now = now.Add(time.Millisecond); return now })

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
@@ -19,6 +19,9 @@ import (
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/store"
 )
+
+// booksAge is after how long sums that no decision needed are forgotten, or up to twice that.
+const booksAge = time.Minute
 
 // bindings is how many pods are being bound at once.
 const bindings = 64
@@ -41,8 +44,12 @@ type Scheduler struct {
 	cfg   Config
 	queue *queue
 
+	deciding sync.Mutex // taken before mu
+	books    *Books
+
 	mu      sync.Mutex
 	cluster *Cluster
+	budgets []Budget
 	start   int // where the next decision's search starts
 }
 
@@ -51,7 +58,7 @@ func New(cfg Config) *Scheduler {
 	if cfg.Name == "" {
 		cfg.Name = corev1.DefaultSchedulerName
 	}
-	return &Scheduler{cfg: cfg, queue: newQueue(time.Now), cluster: NewCluster()}
+	return &Scheduler{cfg: cfg, queue: newQueue(time.Now), books: NewBooks(), cluster: NewCluster()}
 }
 
 // Run schedules until ctx ends. A Scheduler is run once.
@@ -67,15 +74,27 @@ func (s *Scheduler) Run(ctx context.Context) error {
 			}
 		})
 	}
-	nodes, pods := make(chan struct{}), make(chan struct{})
-	follow(&corev1.Node{}, func() { close(nodes) }, s.nodeChanged)
-	follow(&corev1.Pod{}, func() { close(pods) }, s.podChanged)
-	for _, synced := range []chan struct{}{nodes, pods} {
+	var exist []chan struct{}
+	for _, f := range []struct {
+		kind   client.Object
+		handle func(barqueclient.Event)
+	}{
+		{&policyv1.PodDisruptionBudget{}, s.budgetChanged},
+		{&corev1.Namespace{}, s.namespaceChanged},
+		{&corev1.Node{}, s.nodeChanged},
+		{&corev1.Pod{}, s.podChanged},
+	} {
+		synced := make(chan struct{})
+		exist = append(exist, synced)
+		follow(f.kind, func() { close(synced) }, f.handle)
+	}
+	for _, synced := range exist {
 		select {
 		case <-synced:
 		case <-ctx.Done():
 		}
 	}
+	followers.Go(func() { s.clearBooks(ctx) })
 	slots := make(chan struct{}, bindings)
 	for {
 		p, err := s.queue.Next(ctx)
@@ -95,81 +114,52 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return nil
 }
 
-// nodeChanged keeps the model; what changes a node's room for pods wakes those that wait.
-func (s *Scheduler) nodeChanged(e barqueclient.Event) {
-	s.mu.Lock()
-	if e.New == nil {
-		s.cluster.RemoveNode(e.Old.GetName())
-	} else {
-		s.cluster.SetNode(e.New.(*corev1.Node))
-	}
-	s.mu.Unlock()
-	if e.New == nil {
-		return
-	}
-	if e.Old == nil || roomChanged(e.Old.(*corev1.Node), e.New.(*corev1.Node)) {
-		s.queue.Changed()
-	}
-}
-
-func roomChanged(a, b *corev1.Node) bool {
-	return a.Spec.Unschedulable != b.Spec.Unschedulable ||
-		!equality.Semantic.DeepEqual(a.Spec.Taints, b.Spec.Taints) ||
-		!equality.Semantic.DeepEqual(a.Labels, b.Labels) ||
-		!equality.Semantic.DeepEqual(a.Status.Allocatable, b.Status.Allocatable)
-}
-
-func (s *Scheduler) podChanged(e barqueclient.Event) {
-	pod := e.Object().(*corev1.Pod)
-	ended := e.New == nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-	switch {
-	case ended:
-		s.queue.Remove(pod.UID)
-		s.mu.Lock()
-		s.cluster.RemovePod(pod.UID)
-		s.mu.Unlock()
-		if pod.Spec.NodeName != "" {
-			s.queue.Changed()
+// clearBooks forgets, now and then, what no decision needs.
+func (s *Scheduler) clearBooks(ctx context.Context) {
+	tick := time.NewTicker(booksAge)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
-	case pod.Spec.NodeName != "":
-		s.queue.Remove(pod.UID)
-		p := NewPod(pod)
-		s.mu.Lock()
-		s.cluster.SetPod(p, pod.Spec.NodeName)
-		s.mu.Unlock()
-	case pod.Spec.SchedulerName != s.cfg.Name || pod.DeletionTimestamp != nil || len(pod.Spec.SchedulingGates) > 0:
-		s.queue.Remove(pod.UID)
-	default:
-		s.mu.Lock()
-		_, assumed := s.cluster.where[pod.UID]
-		s.mu.Unlock()
-		// A late event of a pod that is being bound must not have it scheduled twice.
-		if !assumed {
-			s.queue.Set(NewPod(pod))
-		}
+		s.deciding.Lock()
+		s.books.clear()
+		s.deciding.Unlock()
 	}
 }
 
-// schedule decides on one pod; dispatch runs its binding beside the next decision.
-func (s *Scheduler) schedule(ctx context.Context, p *Pod, dispatch func(bind func())) {
+// schedule decides on one pod; dispatch runs what has to be told to the API beside the next decision.
+func (s *Scheduler) schedule(ctx context.Context, p *Pod, dispatch func(tell func())) {
+	s.deciding.Lock()
+	defer s.deciding.Unlock()
 	s.mu.Lock()
 	started := time.Now()
-	d := Decide(p, s.cluster.Snapshot(), s.start, rand.IntN)
+	snapshot := s.cluster.Snapshot()
+	d := Decide(p, snapshot, s.books, s.start, rand.IntN)
 	s.cfg.Metrics.decided(time.Since(started))
 	s.start = d.Next
 	if d.Node != "" {
 		// Taken for granted until the API says otherwise, so that the next decision knows.
 		s.cluster.SetPod(p, d.Node)
 	}
+	budgets := s.budgets
 	s.mu.Unlock()
-	if d.Node == "" {
-		s.cfg.Log.Debug("pod fits nowhere", "namespace", p.Namespace, "pod", p.Name, "reason", d.Message())
-		dispatch(func() { s.reportFailure(ctx, p, d.Message()) })
-		s.queue.Failed(p.UID, true)
-		s.cfg.Metrics.ended(resultUnschedulable, s.cfg.Name, started)
+	if d.Node != "" {
+		dispatch(func() { s.bind(ctx, p, d.Node, started) })
 		return
 	}
-	dispatch(func() { s.bind(ctx, p, d.Node, started) })
+	message, room := d.Message(), Preemption{}
+	if d.Total > 0 {
+		room = Preempt(p, snapshot, s.books, d, budgets, rand.IntN(d.Total), started)
+		s.cfg.Metrics.preempts(len(room.Victims))
+		message += " " + room.Message
+	}
+	s.cfg.Log.Debug("pod fits nowhere", "namespace", p.Namespace, "pod", p.Name, "reason", message)
+	s.nominate(p, room)
+	dispatch(func() { s.makeRoom(ctx, p, room, message) })
+	s.cfg.Metrics.ended(resultUnschedulable, s.cfg.Name, started)
 }
 
 // bind tells the API of a decision on an attempt that started then.
@@ -189,52 +179,17 @@ func (s *Scheduler) bind(ctx context.Context, p *Pod, node string, started time.
 	// Only the assumption is undone: a watch may have put the pod on a node meanwhile.
 	if s.cluster.holds(p) {
 		s.cluster.RemovePod(p.UID)
+		s.cluster.Nominate(p)
 	}
 	s.mu.Unlock()
 	switch {
 	case ctx.Err() != nil, errors.Is(err, store.ErrFenced):
 	case apierrors.IsNotFound(err):
 		s.queue.Remove(p.UID)
+		s.renounce(p.UID)
 	default:
 		s.cfg.Log.Warn("binding failed; will try again", "namespace", p.Namespace, "pod", p.Name, "node", node, "error", err)
-		s.queue.Failed(p.UID, false)
+		s.failed(p.UID, false)
 		s.cfg.Metrics.ended(resultError, s.cfg.Name, started)
 	}
-}
-
-// reportFailure says in the pod's condition and in an event why it has no node.
-func (s *Scheduler) reportFailure(ctx context.Context, p *Pod, message string) {
-	s.cfg.Recorder.Event(p.Pod, corev1.EventTypeWarning, "FailedScheduling", message)
-	changed := p.Pod.DeepCopy()
-	if !setUnschedulable(&changed.Status, message, metav1.Now()) {
-		return
-	}
-	err := s.cfg.Client.Status().Patch(ctx, changed, barqueclient.PatchSame(p.Pod))
-	if barqueclient.IgnoreGone(err) != nil && ctx.Err() == nil && !errors.Is(err, store.ErrFenced) {
-		s.cfg.Log.Warn("report that a pod fits nowhere", "namespace", p.Namespace, "pod", p.Name, "error", err)
-	}
-}
-
-// setUnschedulable sets the PodScheduled condition; it tells whether that changed anything.
-func setUnschedulable(status *corev1.PodStatus, message string, now metav1.Time) bool {
-	cond := corev1.PodCondition{
-		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable,
-		Message: message, LastTransitionTime: now,
-	}
-	for i := range status.Conditions {
-		c := &status.Conditions[i]
-		if c.Type != cond.Type {
-			continue
-		}
-		if c.Status == cond.Status && c.Reason == cond.Reason && c.Message == cond.Message {
-			return false
-		}
-		if c.Status == cond.Status {
-			cond.LastTransitionTime = c.LastTransitionTime
-		}
-		*c = cond
-		return true
-	}
-	status.Conditions = append(status.Conditions, cond)
-	return true
 }

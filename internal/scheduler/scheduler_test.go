@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,11 +31,13 @@ type stage struct {
 	bound    chan string // "pod → node"
 	refuse   func(pod, node string) error
 	statuses chan corev1.PodCondition
+	patched  chan *corev1.Pod // as their status is after each patch
+	deleted  chan string
 }
 
 func newStage() *stage {
-	s := &stage{handlers: map[string]func(barqueclient.Event){}, bound: make(chan string, 100), statuses: make(chan corev1.PodCondition, 100)}
-	s.synced.Add(2)
+	s := &stage{handlers: map[string]func(barqueclient.Event){}, bound: make(chan string, 100), statuses: make(chan corev1.PodCondition, 100), patched: make(chan *corev1.Pod, 100), deleted: make(chan string, 100)}
+	s.synced.Add(4) // as many kinds as the scheduler follows
 	return s
 }
 
@@ -49,12 +52,14 @@ func (s *stage) Follow(ctx context.Context, kind client.Object, synced func(), h
 }
 
 // tell hands an object over as a new one.
-func (s *stage) tell(obj client.Object) {
+func (s *stage) tell(obj client.Object) { s.event(barqueclient.Event{New: obj}) }
+
+func (s *stage) event(e barqueclient.Event) {
 	s.synced.Wait()
 	s.mu.Lock()
-	handle := s.handlers[fmt.Sprintf("%T", obj)]
+	handle := s.handlers[fmt.Sprintf("%T", e.Object())]
 	s.mu.Unlock()
-	handle(barqueclient.Event{New: obj})
+	handle(e)
 }
 
 func (s *stage) SubResource(string) client.SubResourceClient { return binder{stage: s} }
@@ -80,9 +85,30 @@ func (b binder) Create(_ context.Context, obj, sub client.Object, _ ...client.Su
 }
 
 func (b binder) Patch(_ context.Context, obj client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
-	b.stage.statuses <- obj.(*corev1.Pod).Status.Conditions[0]
+	pod := obj.(*corev1.Pod)
+	b.stage.patched <- pod
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled {
+			b.stage.statuses <- c
+		}
+	}
 	return nil
 }
+
+func (s *stage) Delete(_ context.Context, obj client.Object, _ ...client.DeleteOption) error {
+	s.deleted <- obj.GetName()
+	return nil
+}
+
+// nothing is a recorder of events that nobody reads.
+type nothing struct{}
+
+func (nothing) Event(runtime.Object, string, string, string)          {}
+func (nothing) Eventf(runtime.Object, string, string, string, ...any) {}
+func (nothing) AnnotatedEventf(runtime.Object, map[string]string, string, string, string, ...any) {
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func start(t *testing.T, s *stage) (stop func()) {
 	t.Helper()
@@ -131,7 +157,7 @@ func TestExplainsAndTriesAgainWhenRoomAppears(t *testing.T) {
 	s.tell(pending("big", requests("5", "1Gi")))
 	c := <-s.statuses
 	if c.Type != corev1.PodScheduled || c.Status != corev1.ConditionFalse || c.Reason != "Unschedulable" ||
-		c.Message != "0/1 nodes are available: 1 Insufficient cpu." {
+		c.Message != "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling." {
 		t.Errorf("condition %+v", c)
 	}
 	s.tell(aNode("large", func(n *corev1.Node) { n.Status.Allocatable[corev1.ResourceCPU] = *milli(8000) }))

@@ -10,23 +10,42 @@ import (
 // maxScore is the best that a score gives, after normalisation.
 const maxScore = 100
 
-// A score ranks the nodes that a pod fits on. raw is any number; normalize, if any, turns the
-// raw numbers of all feasible nodes into 0..maxScore in place.
+// A score ranks the nodes that a pod fits on: rank gives each 0 to maxScore, into points.
 type score struct {
-	name      string
-	weight    float64
-	raw       func(p *Pod, n *Node) float64
-	normalize func(p *Pod, nodes []*Node, s []float64)
+	name   string
+	weight float64
+	rank   func(q *query, nodes []*Node, points []float64)
 }
 
-// scores and weights are those of stock's default profile, as far as the features are here.
+// scores and weights are those of stock's default profile.
 var scores = []score{
-	{"TaintToleration", 3, preferNoScheduleTaints, invert},
-	{"NodeAffinity", 2, preferredAffinity, scale},
-	{"PodTopologySpread", 2, siblings, spread},
-	{"NodeResourcesFit", 1, leastAllocated, nil},
-	{"NodeResourcesBalancedAllocation", 1, balancedAllocation, nil},
-	{"ImageLocality", 1, imageLocality, nil},
+	{"TaintToleration", 3, fewestTaints},
+	{"NodeAffinity", 2, mostPreferred},
+	{"PodTopologySpread", 2, spread},
+	{"InterPodAffinity", 2, nearest},
+	{"NodeResourcesFit", 1, each(leastAllocated)},
+	{"NodeResourcesBalancedAllocation", 1, each(balancedAllocation)},
+	{"ImageLocality", 1, each(imageLocality)},
+}
+
+// each is of a score that looks at one node at a time.
+func each(points func(*Pod, *Node) float64) func(*query, []*Node, []float64) {
+	return func(q *query, nodes []*Node, out []float64) {
+		for i, n := range nodes {
+			out[i] = points(q.pod, n)
+		}
+	}
+}
+
+// fewestTaints prefers nodes with few taints that would rather not have the pod.
+func fewestTaints(q *query, nodes []*Node, points []float64) {
+	for i, n := range nodes {
+		points[i] = preferNoScheduleTaints(q.pod, n)
+	}
+	scale(points)
+	for i := range points {
+		points[i] = maxScore - points[i]
+	}
 }
 
 func preferNoScheduleTaints(p *Pod, n *Node) float64 {
@@ -39,74 +58,27 @@ func preferNoScheduleTaints(p *Pod, n *Node) float64 {
 	return count
 }
 
-func preferredAffinity(p *Pod, n *Node) float64 {
-	if p.preferred == nil {
-		return 0
+// mostPreferred prefers nodes by the pod's preferred node affinity.
+func mostPreferred(q *query, nodes []*Node, points []float64) {
+	if q.pod.preferred == nil {
+		clear(points)
+		return
 	}
-	return float64(p.preferred.Score(n.Node))
+	for i, n := range nodes {
+		points[i] = float64(q.pod.preferred.Score(n.Node))
+	}
+	scale(points)
 }
 
 // scale stretches to 0..maxScore by the largest.
-func scale(_ *Pod, _ []*Node, s []float64) {
+func scale(points []float64) {
 	top := 0.0
-	for _, v := range s {
+	for _, v := range points {
 		top = math.Max(top, v)
 	}
-	for i := range s {
+	for i := range points {
 		if top > 0 {
-			s[i] = s[i] * maxScore / top
-		}
-	}
-}
-
-// invert is scale with the largest as the worst.
-func invert(p *Pod, nodes []*Node, s []float64) {
-	scale(p, nodes, s)
-	for i := range s {
-		s[i] = maxScore - s[i]
-	}
-}
-
-// siblings counts pods of the same controller on the node.
-func siblings(p *Pod, n *Node) float64 {
-	if p.siblings == "" {
-		return 0
-	}
-	return float64(n.siblings[p.siblings])
-}
-
-// zoneWeight is how much of the spreading score is about zones, when nodes have any.
-const zoneWeight = 2.0 / 3
-
-// spread prefers nodes, and zones, with few siblings.
-func spread(p *Pod, nodes []*Node, s []float64) {
-	if p.siblings == "" {
-		clear(s)
-		return
-	}
-	zones := map[string]float64{}
-	for i, n := range nodes {
-		if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
-			zones[zone] += s[i]
-		}
-	}
-	worst, worstZone := 0.0, 0.0
-	for _, v := range s {
-		worst = math.Max(worst, v)
-	}
-	for _, v := range zones {
-		worstZone = math.Max(worstZone, v)
-	}
-	few := func(v, worst float64) float64 {
-		if worst == 0 {
-			return maxScore
-		}
-		return maxScore * (worst - v) / worst
-	}
-	for i, n := range nodes {
-		s[i] = few(s[i], worst)
-		if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" && len(zones) > 1 {
-			s[i] = s[i]*(1-zoneWeight) + few(zones[zone], worstZone)*zoneWeight
+			points[i] = points[i] * maxScore / top
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // A Cursor is a position in a table's log. One goroutine uses it at a time; only Close may be
@@ -16,8 +18,9 @@ type Cursor struct {
 	tick  int64 // the store's tick at which progress was last looked at
 	quiet bool  // progress alone is not returned
 
-	closed chan struct{}
-	once   sync.Once
+	closed  chan struct{}
+	once    sync.Once
+	crowded atomic.Bool // it counts as one of the table's crowd
 }
 
 // Watch returns a cursor that sees every event after revision since exactly once, in order. since
@@ -33,7 +36,10 @@ func (t *Table) Watch(since int64) (*Cursor, error) {
 	if !ok {
 		return nil, t.errCompacted(since)
 	}
-	return &Cursor{table: t, next: n, since: since, seen: since, tick: t.store.tick.Load(), closed: make(chan struct{})}, nil
+	c := &Cursor{table: t, next: n, since: since, seen: since, tick: t.store.tick.Load(), closed: make(chan struct{})}
+	c.crowded.Store(true)
+	t.gather.crowd.Add(1)
+	return c, nil
 }
 
 func (t *Table) errClosed(verb string) error {
@@ -47,16 +53,32 @@ func (t *Table) errCompacted(since int64) error {
 // Revision is the revision up to which the cursor has handed over everything.
 func (c *Cursor) Revision() int64 { return c.seen }
 
-// EventsOnly makes Next return for events alone, not for progress: who sends no bookmarks sleeps
-// as long as nothing happens. It is called before the first Next.
-func (c *Cursor) EventsOnly() { c.quiet = true }
+// EventsOnly makes Next return for events alone, not for progress, and at once, however many cursors there are: who
+// serves this process sleeps as long as nothing happens. It is called before the first Next.
+func (c *Cursor) EventsOnly() {
+	c.quiet = true
+	c.leave()
+}
+
+// leave takes the cursor out of the table's crowd.
+func (c *Cursor) leave() {
+	if c.crowded.CompareAndSwap(true, false) {
+		c.table.gather.crowd.Add(-1)
+	}
+}
 
 // Next waits for events and returns them with the revision up to which the cursor has now seen
 // everything. It returns no events when there were none for a while but the revision moved, for
-// bookmarks. The events of one revision come together; the slice may be kept but not changed.
+// bookmarks. The events of one revision come together; the slice may be kept but not changed. Where a table has
+// many cursors, an event may wait some milliseconds for others, for the sake of all (see [pace]).
 //
 // It returns ctx's error, ErrCompacted when the cursor fell off the log, or ErrClosed.
 func (c *Cursor) Next(ctx context.Context) (events []Event, progress int64, err error) {
+	return c.NextUntil(ctx, nil)
+}
+
+// NextUntil is Next, but returns without events, too, when something comes from alarm.
+func (c *Cursor) NextUntil(ctx context.Context, alarm <-chan time.Time) (events []Event, progress int64, err error) {
 	for {
 		events, wait, err := c.poll()
 		if wait == nil {
@@ -64,6 +86,8 @@ func (c *Cursor) Next(ctx context.Context) (events []Event, progress int64, err 
 		}
 		select {
 		case <-wait:
+		case <-alarm:
+			return nil, c.seen, nil
 		case <-ctx.Done():
 			return nil, c.seen, ctx.Err()
 		case <-c.closed:
@@ -97,7 +121,8 @@ func (c *Cursor) poll() (events []Event, wait <-chan struct{}, err error) {
 // pollLocked looks once; done tells that there is something to return.
 func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, err error) {
 	t := c.table
-	for {
+	hidden := !c.quiet && t.gather.hides(c.next)
+	for !hidden {
 		events, ok := t.log.read(c.next)
 		if !ok {
 			return nil, nil, true, t.errCompacted(c.seen)
@@ -120,6 +145,9 @@ func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, 
 	if c.quiet {
 		return nil, t.grown, false, nil
 	}
+	if hidden { // nor is there progress while there may be events
+		return nil, t.changed, false, nil
+	}
 	if tick := t.store.tick.Load(); tick != c.tick {
 		c.tick = tick
 		if known := t.known(); known > c.seen {
@@ -131,4 +159,9 @@ func (c *Cursor) pollLocked() (events []Event, wait <-chan struct{}, done bool, 
 }
 
 // Close ends a Next that waits. It may be called more than once, by anybody.
-func (c *Cursor) Close() { c.once.Do(func() { close(c.closed) }) }
+func (c *Cursor) Close() {
+	c.once.Do(func() {
+		c.leave()
+		close(c.closed)
+	})
+}

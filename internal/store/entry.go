@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,8 +11,10 @@ import (
 )
 
 // An Entry is one version of one object. It never changes; what is derived from it (plain
-// bytes, typed object, wire encodings) is made at most once and shared by all who hold it. All
-// methods are safe for concurrent use, and nothing that they return may be changed.
+// bytes, typed object, wire encodings) is made when it is first asked for and shared by all who
+// ask; of versions that only the history has, it is dropped after a while and made again, but for
+// what was decrypted, which may not be possible again. All methods are safe for concurrent use, and
+// nothing that they return may be changed.
 type Entry struct {
 	space  *keyspace // of the table
 	path   string    // the key below the table's prefix: namespace/name, or name
@@ -71,6 +72,9 @@ func (e *Entry) CreateRevision() int64 { return e.create }
 // Size is the number of bytes in etcd.
 func (e *Entry) Size() int { return len(e.stored) }
 
+// Stored returns the bytes that stand in etcd.
+func (e *Entry) Stored() []byte { return e.stored }
+
 // Raw returns the decrypted bytes as encoded by whoever wrote them, or nil when they cannot be
 // decrypted (see [Entry.Plain] for the reason).
 func (e *Entry) Raw() []byte {
@@ -81,8 +85,8 @@ func (e *Entry) Raw() []byte {
 	return p
 }
 
-// Plain is Raw with the error of decryption. A failure is not remembered: the key service may
-// come back.
+// Plain is Raw with the error of decryption, an [UnreadableError]. A failure is not remembered: the
+// key service may come back.
 func (e *Entry) Plain() ([]byte, error) {
 	t := e.space.schema.Transform
 	if t == nil {
@@ -102,7 +106,7 @@ func (e *Entry) plainLocked(t Transformer) ([]byte, error) {
 	}
 	p, err := t.FromStorage(context.Background(), e.stored, e.space.schema.Prefix+e.path)
 	if err != nil {
-		return nil, fmt.Errorf("decrypt %s%s at revision %d: %w", e.space.schema.Prefix, e.path, e.mod, err)
+		return nil, e.unreadable("decrypt", err)
 	}
 	e.plain.Store(&p)
 	return p, nil
@@ -115,7 +119,28 @@ func (e *Entry) Stale() bool {
 	return ok && s.Stale(e.stored, e.space.schema.Prefix+e.path)
 }
 
-// Object returns the typed object, decoded at most once and shared: treat it as read-only.
+// indexable tells whether it can be found out now, without waiting for anybody, under which values
+// indexes find the object.
+func (e *Entry) indexable() bool {
+	t := e.space.schema.Transform
+	if t == nil || e.object.Load() != nil {
+		return true
+	}
+	if e.remote() {
+		return false
+	}
+	_, err := e.Plain()
+	return err == nil
+}
+
+// remote tells whether decryption may have to wait for a service.
+func (e *Entry) remote() bool {
+	r, ok := e.space.schema.Transform.(Remote)
+	return ok && r.Remote()
+}
+
+// Object returns the typed object, decoded once for all and shared: treat it as read-only. Its error is an
+// [UnreadableError].
 func (e *Entry) Object() (runtime.Object, error) {
 	if d := e.object.Load(); d != nil {
 		return d.obj, d.err
@@ -134,7 +159,7 @@ func (e *Entry) Object() (runtime.Object, error) {
 	}
 	d := &decoded{}
 	if d.obj, d.err = e.space.schema.Decode(plain, e.mod); d.err != nil {
-		d.err = fmt.Errorf("decode %s%s at revision %d: %w", e.space.schema.Prefix, e.path, e.mod, d.err)
+		d.err = e.unreadable("decode", d.err)
 	}
 	e.object.Store(d)
 	return d.obj, d.err
@@ -166,6 +191,19 @@ func (e *Entry) Wire(id any, make func() ([]byte, error)) ([]byte, error) {
 	return data, nil
 }
 
+// Peek returns the encoding that id names if it is there.
+func (e *Entry) Peek(id any) ([]byte, bool) {
+	for w := e.wires.Load(); w != nil; w = w.next {
+		if w.id == id {
+			if d := w.data.Load(); d != nil {
+				return *d, true
+			}
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
 // wire finds or adds the link of id.
 func (e *Entry) wire(id any) *wire {
 	head := e.wires.Load()
@@ -186,6 +224,20 @@ func (e *Entry) wire(id any) *wire {
 			}
 		}
 	}
+}
+
+// settle makes the version ready to be forgotten: what is encrypted is decrypted while that can be done. Its key may
+// be dropped, or the service that has it be away, by the time that somebody reads the history.
+func (e *Entry) settle() error {
+	_, err := e.Plain()
+	return err
+}
+
+// forget drops what was derived, but for what was decrypted: the version is past, and few will ask again. It
+// tells whether there was anything.
+func (e *Entry) forget() bool {
+	wires, object := e.wires.Swap(nil), e.object.Swap(nil)
+	return wires != nil || object != nil
 }
 
 // dropWires forgets encodings that were not used since sweep.

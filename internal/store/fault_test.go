@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/server/v3/etcdserver"
 
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
@@ -24,6 +25,8 @@ type faulty struct {
 	leader   bool
 	watching chan struct{} // when not nil, Watch begins once it is closed, and breaks at breaks
 	breaks   chan struct{}
+	ranged   func() error // when not nil, called before every Range; its error is the answer
+	silent   bool         // the leader answers no read
 }
 
 func newFaulty(m *etcd.Member) *faulty {
@@ -39,6 +42,29 @@ func (f *faulty) Txn(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdse
 		return txn(ctx, req)
 	}
 	return f.Member.Txn(ctx, req)
+}
+
+func (f *faulty) Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+	f.mu.Lock()
+	ranged := f.ranged
+	f.mu.Unlock()
+	if ranged != nil {
+		if err := ranged(); err != nil {
+			return nil, err
+		}
+	}
+	return f.Member.Range(ctx, req)
+}
+
+func (f *faulty) ReadIndex(ctx context.Context) (int64, error) {
+	f.mu.Lock()
+	silent := f.silent
+	f.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	return f.Member.ReadIndex(ctx)
 }
 
 func (f *faulty) HasLeader() bool {
@@ -96,6 +122,23 @@ func (f *faulty) Watch(ctx context.Context, from int64, deliver func([]*mvccpb.E
 		}()
 	}
 	return f.Member.Watch(ctx, from, deliver)
+}
+
+// gap breaks the store's watch, lets something change, has etcd forget how it came to that, and lets the store
+// watch again. f.breaks has to be set before the store runs.
+func (f *faulty) gap(t *testing.T, change func(context.Context, *etcdserver.EtcdServer) (last int64)) {
+	t.Helper()
+	f.mu.Lock()
+	breaks := f.breaks
+	f.breaks, f.watching = nil, make(chan struct{})
+	f.mu.Unlock()
+	close(breaks)
+	if err := f.Compact(t.Context(), change(t.Context(), f.Member.Server())); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.watching)
 }
 
 // faultyStore is a running store over a faulty backend.
@@ -237,6 +280,17 @@ func TestWithoutLeader(t *testing.T) {
 	}
 }
 
+// A leader whose disk stands still for a moment is not one that is gone: whoever reads is told to try again.
+func TestSlowLeader(t *testing.T) {
+	s, _, f := faultyStore(t, store.Config{ReadTimeout: 20 * time.Millisecond})
+	f.mu.Lock()
+	f.silent = true
+	f.mu.Unlock()
+	if _, err := s.ReadIndex(t.Context()); !errors.Is(err, store.ErrUnavailable) || !store.Passing(err) {
+		t.Errorf("the leader is slow: %v", err)
+	}
+}
+
 func TestWriteDeadline(t *testing.T) {
 	_, tbl, f := faultyStore(t, store.Config{WriteTimeout: 50 * time.Millisecond})
 	f.next(func(ctx context.Context, _ *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
@@ -284,30 +338,21 @@ func TestResyncAfterCompaction(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	f.mu.Lock()
-	breaks := f.breaks
-	f.breaks, f.watching = nil, make(chan struct{})
-	f.mu.Unlock()
-	close(breaks)
 	ctx := t.Context()
-	member := f.Member.Server()
-	if _, err := member.DeleteRange(ctx, &etcdserverpb.DeleteRangeRequest{Key: []byte("/registry/configmaps/ns/deleted")}); err != nil {
-		t.Fatal(err)
-	}
 	var last int64
-	for range 3 {
-		resp, err := member.Put(ctx, &etcdserverpb.PutRequest{Key: []byte("/registry/configmaps/ns/changed"), Value: []byte("2")})
-		if err != nil {
+	f.gap(t, func(ctx context.Context, member *etcdserver.EtcdServer) int64 {
+		if _, err := member.DeleteRange(ctx, &etcdserverpb.DeleteRangeRequest{Key: []byte("/registry/configmaps/ns/deleted")}); err != nil {
 			t.Fatal(err)
 		}
-		last = resp.Header.Revision
-	}
-	if err := f.Compact(ctx, last); err != nil {
-		t.Fatal(err)
-	}
-	f.mu.Lock()
-	close(f.watching)
-	f.mu.Unlock()
+		for range 3 {
+			resp, err := member.Put(ctx, &etcdserverpb.PutRequest{Key: []byte("/registry/configmaps/ns/changed"), Value: []byte("2")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = resp.Header.Revision
+		}
+		return last
+	})
 
 	if revision, err := s.ReadIndex(ctx); err != nil || revision < last {
 		t.Fatalf("ReadIndex = %d, %v", revision, err)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +14,10 @@ import (
 )
 
 const (
-	sweepEvery      = time.Minute // how often unused encodings and old events are dropped
+	// sweepEvery is how often unused encodings and old events are dropped.
+	sweepEvery = 20 * time.Second
+	// sweptMuch is how many forgotten versions are worth a collection of garbage.
+	sweptMuch       = 2000
 	watchRetryFirst = 50 * time.Millisecond
 	watchRetryMost  = 2 * time.Second
 )
@@ -76,8 +81,10 @@ func (s *Store) follow(ctx context.Context) {
 	}
 }
 
-// resync loads every table at one revision. No watch is running meanwhile, and what earlier ones
-// delivered is applied first, so that nothing else changes the tables.
+// resync loads every table at one revision, and shows what it loaded only once it has all of it: a reader
+// that finds an object in one table and looks for another in a second must never see the second as it was
+// before the first. No watch is running meanwhile, and what earlier ones delivered is applied first, so that
+// nothing else changes the tables.
 func (s *Store) resync(ctx context.Context) error {
 	s.queue.drain()
 	s.registering.Lock()
@@ -87,16 +94,32 @@ func (s *Store) resync(ctx context.Context) error {
 		return fmt.Errorf("resync: %w", err)
 	}
 	revision := resp.Header.Revision
+	contents := map[*Table]content{}
 	for prefix, t := range s.router.Load().tables {
 		l, err := s.load(ctx, t.space, revision)
 		if err != nil {
 			return fmt.Errorf("resync %s: %w", prefix, err)
 		}
-		t.install(l, time.Now())
+		contents[t] = t.prepare(l)
+	}
+	s.installAll(contents, revision)
+	return nil
+}
+
+// installAll puts the contents of all tables in place, in one step for whoever reads.
+func (s *Store) installAll(contents map[*Table]content, revision int64) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	for t := range contents {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+	}
+	now := time.Now()
+	for t, c := range contents {
+		t.installLocked(c, now)
 	}
 	s.queue.skipTo(revision)
 	s.advance(revision)
-	return nil
 }
 
 // applyAll applies what the watch delivers.
@@ -126,32 +149,47 @@ func (s *Store) applyAll(ctx context.Context) {
 	}
 }
 
-// applyRevision hands the changes of one revision to their tables, in the order in which the
-// transaction made the first change of each, then moves the image's revision.
+// applyRevision hands the changes of one revision to their tables, then moves the image's revision.
+// Readers see all of them or none.
 func (s *Store) applyRevision(revision int64, events []*mvccpb.Event, now time.Time) {
 	s.applying.Lock()
-	r := s.router.Load()
-	if first := r.route(events[0].Kv.Key); len(events) == 1 {
-		if first != nil {
-			first.apply(revisionEvents{revision, events}, now)
-		}
-	} else {
-		groups := make(map[*Table][]*mvccpb.Event, 1)
-		var order []*Table
-		for _, ev := range events {
-			if t := r.route(ev.Kv.Key); t != nil {
-				if groups[t] == nil {
-					order = append(order, t)
-				}
-				groups[t] = append(groups[t], ev)
-			}
-		}
-		for _, t := range order {
-			t.apply(revisionEvents{revision, groups[t]}, now)
-		}
+	defer s.applying.Unlock()
+	parts := s.router.Load().split(revision, events)
+	for _, p := range parts {
+		p.table.mu.Lock()
+	}
+	for _, p := range parts {
+		p.table.takeLocked(p.changes, now)
 	}
 	s.advance(revision)
-	s.applying.Unlock()
+	for _, p := range parts {
+		p.table.mu.Unlock()
+	}
+}
+
+// part is what a revision changes in one table.
+type part struct {
+	table   *Table
+	changes changeset
+}
+
+// split sorts the changes of one revision by table. There are seldom two, and hardly ever more.
+func (r *router) split(revision int64, events []*mvccpb.Event) []part {
+	parts := make([]part, 0, 1)
+	for _, ev := range events {
+		t := r.route(ev.Kv.Key)
+		if t == nil {
+			continue
+		}
+		i := slices.IndexFunc(parts, func(p part) bool { return p.table == t })
+		if i < 0 {
+			i = len(parts)
+			parts = append(parts, part{t, changeset{revision, make([]change, 0, len(events))}})
+		}
+		set := &parts[i].changes
+		set.changes = append(set.changes, t.read(ev))
+	}
+	return parts
 }
 
 // advance moves the image's revision and wakes who waits for it. Only the feed calls it.
@@ -193,11 +231,14 @@ func (s *Store) sweepAll(ctx context.Context) {
 	for {
 		select {
 		case now := <-ticker.C:
-			sweep := s.sweeps.Add(1)
+			sweep, forgotten := s.sweeps.Add(1), 0
 			for _, t := range s.router.Load().tables {
-				t.sweep(now, sweep-1)
+				forgotten += t.sweep(now, sweep-1)
 			}
 			s.leases.expire(now)
+			if forgotten > sweptMuch {
+				runtime.GC() // by itself it may come two minutes later when a burst is over
+			}
 		case <-ctx.Done():
 			return
 		}

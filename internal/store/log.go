@@ -84,6 +84,17 @@ func (l *eventLog) expire(now time.Time) {
 	}
 }
 
+// quiet are the events of the chunks in which none is younger: who keeps up has read them.
+func (l *eventLog) quiet(before time.Time) [][]Event {
+	var quiet [][]Event
+	for _, c := range l.chunks {
+		if c.last.Before(before) {
+			quiet = append(quiet, c.events)
+		}
+	}
+	return quiet
+}
+
 func (l *eventLog) dropFirst() {
 	c := l.chunks[0]
 	l.chunks[0] = nil
@@ -151,10 +162,20 @@ func (l *eventLog) backwards(revision int64, f func(*Event) bool) {
 func (e *Event) cost() int64 {
 	n := int64(eventOverhead)
 	if e.Entry != nil {
-		n += int64(len(e.Entry.stored))
+		n += e.Entry.cost()
 	}
 	if e.Prev != nil {
-		n += int64(len(e.Prev.stored))
+		n += e.Prev.cost()
+	}
+	return n
+}
+
+// cost is what is kept of a version as long as the history has it. Of one that is encrypted that is what it
+// says too.
+func (e *Entry) cost() int64 {
+	n := int64(len(e.stored))
+	if e.space.schema.Transform != nil {
+		n *= 2
 	}
 	return n
 }

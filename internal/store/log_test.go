@@ -27,7 +27,7 @@ func TestLogAgainstModel(t *testing.T) {
 				n := rapid.IntRange(1, 200).Draw(t, "n")
 				var events []Event
 				for range n {
-					e := &Entry{stored: make([]byte, rapid.IntRange(0, 500).Draw(t, "size")), mod: revision}
+					e := &Entry{space: &keyspace{}, stored: make([]byte, rapid.IntRange(0, 500).Draw(t, "size")), mod: revision}
 					events = append(events, Event{Revision: revision, Entry: e})
 				}
 				l.append(events, now)
@@ -117,7 +117,7 @@ func TestLogAgainstModel(t *testing.T) {
 func TestLogExpiryKeepsReadersThatKeepUp(t *testing.T) {
 	l := eventLog{limits: logLimits{events: 100, bytes: 1 << 20, age: time.Minute}}
 	l.reset(5)
-	l.append([]Event{{Revision: 6, Entry: &Entry{}}}, time.Unix(0, 0))
+	l.append([]Event{{Revision: 6, Entry: &Entry{space: &keyspace{}}}}, time.Unix(0, 0))
 	end := l.end()
 	l.expire(time.Unix(3600, 0))
 	if l.count != 0 || l.floor != 6 {

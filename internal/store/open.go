@@ -78,7 +78,7 @@ type Store struct {
 	// registering serialises changes of the set of tables and reloads.
 	registering sync.Mutex
 	// applying is held while one revision is applied, and while the router changes, so that
-	// a table joins between two revisions.
+	// a table joins between two revisions. Only who holds it may lock more than one table.
 	applying sync.Mutex
 	router   atomic.Pointer[router]
 
@@ -122,6 +122,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 // Revision is the image's revision: every change up to it is in its table.
 func (s *Store) Revision() int64 { return s.revision.Load() }
 
+// Compacted is the revision that etcd's history is known to start at: nobody can read older ones. 0 is
+// not known.
+func (s *Store) Compacted() int64 { return s.compacted.Load() }
+
 // Register adds a table and fills it with the keys that exist below its prefix. It may be called
 // at any time, before and while the store runs. A prefix can be registered once.
 func (s *Store) Register(schema Schema) (*Table, error) {
@@ -140,7 +144,7 @@ func (s *Store) Register(schema Schema) (*Table, error) {
 	joined := s.revision.Load() // the table gets every event after it
 	s.applying.Unlock()
 
-	l, err := s.loadNewest(s.base, t.space, joined)
+	l, err := s.loadNew(s.base, t.space, joined)
 	if err != nil {
 		s.router.Store(s.router.Load().without(t))
 		return nil, fmt.Errorf("register table %s: %w", prefix, err)
@@ -165,20 +169,17 @@ const (
 	retryPause  = 2 * time.Millisecond
 )
 
-// loadNewest reads a table at a revision that is at least atLeast.
-func (s *Store) loadNewest(ctx context.Context, space *keyspace, atLeast int64) (loaded, error) {
+// loadNew reads a new table at the revision of the others, so that nobody sees what is in it beside
+// what they were before that. Only if etcd no longer has that revision it reads the newest: the others
+// are about to be loaded again then.
+func (s *Store) loadNew(ctx context.Context, space *keyspace, revision int64) (loaded, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	for {
-		// The watch tells of a revision an instant before reads see it.
-		l, err := s.load(ctx, space, 0)
-		if err != nil || l.revision >= atLeast {
-			return l, err
-		}
-		if err := pause(ctx, retryPause); err != nil {
-			return loaded{}, err
-		}
+	l, err := s.load(ctx, space, revision)
+	if errors.Is(err, ErrCompacted) {
+		return s.load(ctx, space, 0)
 	}
+	return l, err
 }
 
 // load reads a table at a revision, or at the newest that this member has applied when it is 0.
@@ -193,7 +194,7 @@ func (s *Store) load(ctx context.Context, space *keyspace, revision int64) (load
 	}
 	for {
 		resp, err := s.backend.Range(ctx, req)
-		if errors.Is(err, ErrFuture) { // see loadNewest
+		if errors.Is(err, ErrFuture) { // the watch tells of a revision an instant before reads see it
 			if err := pause(ctx, retryPause); err != nil {
 				return l, err
 			}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"barque.dev/internal/tracing"
 )
 
 // readRounds lets all consistent reads that wait at the same moment share one read index. A read
@@ -27,7 +29,9 @@ type readRound struct {
 // ReadIndex is the barrier of a consistent read: when it returns, the image has reached a
 // revision that covers every write acknowledged anywhere before the call. It returns that
 // revision, or ErrUnavailable when there is no quorum.
-func (s *Store) ReadIndex(ctx context.Context) (int64, error) {
+func (s *Store) ReadIndex(ctx context.Context) (revision int64, err error) {
+	ctx, span := tracing.Start(ctx, "ReadIndex etcd")
+	defer func() { span.End(err) }()
 	if err := s.awaitLeader(ctx); err != nil {
 		return 0, fmt.Errorf("consistent read: %w", err)
 	}
@@ -107,6 +111,9 @@ func (s *Store) readIndex() (int64, error) {
 			return revision, nil
 		case s.base.Err() != nil:
 			return 0, ErrClosed
+		case ctx.Err() != nil && s.backend.HasLeader():
+			// A leader that were gone would have been missed by now: it is slow, or its disk is.
+			return 0, missed{fmt.Errorf("%w: the leader has not answered for %v", ErrUnavailable, s.cfg.ReadTimeout)}
 		case ctx.Err() != nil:
 			return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case changed:
@@ -121,13 +128,13 @@ func (s *Store) readIndex() (int64, error) {
 // leaderPoll is how often a waiting request looks for a new leader.
 const leaderPoll = 5 * time.Millisecond
 
-// missed is the refusal of a request that waited for a leader in vain.
+// missed is the refusal of a request that waited in vain for a leader, or for its answer.
 type missed struct{ error }
 
 func (m missed) Unwrap() error { return m.error }
 
-// Passing tells whether a refusal may pass soon: the leader was missed only while the request waited, and nothing
-// was done. A request that comes later is refused at once, by an error that is not passing.
+// Passing tells whether a refusal may pass soon: the leader was missed, or slow, only while the request waited, and nothing
+// was done. Where there is no leader, a request that comes later is refused at once, by an error that is not passing.
 func Passing(err error) bool {
 	var m missed
 	return errors.As(err, &m) && !errors.Is(err, ErrUncertain)

@@ -37,7 +37,9 @@ func (t *Table) again(space *keyspace) loaded {
 	defer t.mu.RUnlock()
 	l := loaded{tree: btree.NewMap[string, *Entry](treeDegree), revision: t.known()}
 	t.tree.Scan(func(path string, e *Entry) bool {
-		l.tree.Load(path, newEntry(space, path, &mvccpb.KeyValue{Value: e.stored, CreateRevision: e.create, ModRevision: e.mod}))
+		n := newEntry(space, path, &mvccpb.KeyValue{Value: e.stored, CreateRevision: e.create, ModRevision: e.mod})
+		n.plain.Store(e.plain.Load()) // it may not be possible again
+		l.tree.Load(path, n)
 		return true
 	})
 	return l

@@ -293,3 +293,27 @@ func TestAbsentTable(t *testing.T) {
 		t.Errorf("write: %v", err)
 	}
 }
+
+// What a table was able to decrypt its heir can read too, though the key service is away.
+func TestReplaceKeepsWhatWasDecrypted(t *testing.T) {
+	s, _ := newStore(t)
+	remote := &service{}
+	schema := configMaps()
+	schema.Transform = remote
+	old := register(t, s, schema)
+	if got := string(mustCreate(t, old, key("ns", "a"), "v").Raw()); got != "v" {
+		t.Fatalf("read %q", got)
+	}
+	remote.away.Store(true)
+	heir, err := s.Replace(old, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, ok := heir.Get(key("ns", "a"))
+	if !ok {
+		t.Fatal("it is gone")
+	}
+	if _, err := e.Object(); err != nil {
+		t.Error(err)
+	}
+}

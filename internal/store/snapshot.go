@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/tidwall/btree"
@@ -12,7 +13,10 @@ type Snapshot struct {
 	space    *keyspace
 	tree     *btree.Map[string, *Entry]
 	indexes  map[string]*btree.Map[string, *Entry] // nil for older revisions
+	unread   []*Entry                              // that no index has; in no order
 	revision int64
+	traits   *traits // nil for older revisions
+	number   int64   // of the log's event that came next when the snapshot was taken
 }
 
 // at is the same content seen at a later revision, up to which nothing changed.
@@ -73,7 +77,9 @@ func (s *Snapshot) Ascend(namespace string, after Key, f func(*Entry) bool) {
 }
 
 // ByIndex returns the objects that an index of the schema finds under value, in key order. On
-// a snapshot of an older revision it looks at every object.
+// a snapshot of an older revision it looks at every object. An object that can't be decrypted is under
+// no value, unless its [Transformer] is [Remote]: then it may become readable at any time and is among
+// the results, so that whoever asked learns what is wrong when he reads it.
 func (s *Snapshot) ByIndex(index, value string) []*Entry {
 	var found []*Entry
 	if s.indexes != nil {
@@ -89,22 +95,40 @@ func (s *Snapshot) ByIndex(index, value string) []*Entry {
 			found = append(found, e)
 			return true
 		})
-		return found
+		return s.addUnread(found, s.space.schema.Indexes[index], value)
 	}
 	values := s.space.schema.Indexes[index]
 	if values == nil {
 		return nil
 	}
 	s.tree.Scan(func(_ string, e *Entry) bool {
-		if obj, err := e.Object(); err == nil {
-			for _, v := range values(obj) {
-				if v == value {
-					found = append(found, e)
-					break
-				}
-			}
+		if e.under(values, value) {
+			found = append(found, e)
 		}
 		return true
 	})
 	return found
+}
+
+// addUnread adds what no index has, in its place.
+func (s *Snapshot) addUnread(found []*Entry, values IndexFunc, value string) []*Entry {
+	known := len(found)
+	for _, e := range s.unread {
+		if e.under(values, value) {
+			found = append(found, e)
+		}
+	}
+	if len(found) > known {
+		slices.SortFunc(found, func(a, b *Entry) int { return strings.Compare(a.path, b.path) })
+	}
+	return found
+}
+
+// under tells whether an index finds the entry under value; see ByIndex.
+func (e *Entry) under(values IndexFunc, value string) bool {
+	obj, err := e.Object()
+	if err == nil {
+		return slices.Contains(values(obj), value)
+	}
+	return e.plain.Load() == nil && e.remote()
 }

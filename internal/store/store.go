@@ -83,6 +83,22 @@ type Staler interface {
 	Stale(stored []byte, dataCtx string) bool
 }
 
+// A Guarder is a Transformer whose values may only be written while what they were made with still
+// holds. A write makes that a condition of its transaction; when it fails, the value is made again.
+type Guarder interface {
+	// Guard returns the key in etcd, and the revision at which it was written last, that must still
+	// stand when stored, which ToStorage returned, is written. Revision 0 means that there must be no
+	// such key; a negative one that stored must be made again in any case.
+	Guard(stored []byte) (key string, revision int64)
+}
+
+// A Remote is a Transformer that may have to ask a service before it can decrypt. The image takes
+// such values in without decrypting them: indexes know them once somebody has read them, and until
+// then look at each (see [Snapshot.ByIndex]).
+type Remote interface {
+	Remote() bool
+}
+
 // Key names an object in its table.
 type Key struct {
 	Namespace string // empty for cluster-scoped resources

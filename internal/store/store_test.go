@@ -261,6 +261,9 @@ func TestRegisterAdoptsWhatExists(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := s.ReadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	tbl := register(t, s, configMaps())
 	if n := tbl.Snapshot().Len(""); n != 2500 {
 		t.Errorf("%d adopted", n)

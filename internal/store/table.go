@@ -3,6 +3,9 @@ package store
 import (
 	"context"
 	"fmt"
+	"iter"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,26 +30,40 @@ type Table struct {
 	mu sync.RWMutex
 	// loading: events are kept in pending until the first load is installed.
 	loading bool
-	pending []revisionEvents
+	pending []changeset
 	tree    *btree.Map[string, *Entry]
 	indexes map[string]*btree.Map[string, *Entry] // by value + "\x00" + path
+	// unread are the entries, by path, that no index has, because they could not be decrypted or
+	// doing so may take time; nil when there are none.
+	unread map[string]*Entry
 	// revision is that of the last change here or of the load. The tree is exact at
 	// max(revision, store's revision); see known.
 	revision int64
 	snapshot *Snapshot // of the tree as it is now; nil when it changed since
 	log      eventLog
 	grown    chan struct{} // closed when the log grows; nil when nobody waits for that alone
-	changed  chan struct{} // closed when the log grows or progress is due; nil when nobody waits
+	changed  chan struct{} // closed when the log has grown, a little later, or progress is due; nil when nobody waits
+	gather   gathering     // says how much later
 	closed   bool          // nothing is applied any more; the content is that of revision
 	absent   bool          // nothing is kept here; see Store.Absent
 	next     *Table        // that took the place of this one, which is closed; see Store.Replace
 	old      []*Snapshot   // some older snapshots that continued lists asked for
+
+	traits traits // of the newest content; has a lock of its own
 }
 
-// revisionEvents are the changes that one revision made in one table.
-type revisionEvents struct {
+// A changeset is what one revision changes in one table.
+type changeset struct {
 	revision int64
-	events   []*mvccpb.Event
+	changes  []change
+}
+
+// A change is one event of etcd, made ready before the table is locked: decoding takes its time, and who
+// decrypts may have to read another table.
+type change struct {
+	path      string
+	entry     *Entry // nil when the object was removed
+	indexable bool   // see Entry.indexable
 }
 
 // loaded is a table's content read from etcd at one revision.
@@ -66,6 +83,7 @@ func newTable(s *Store, schema Schema) *Table {
 		log:     eventLog{limits: s.limits},
 	}
 	t.indexes = t.emptyIndexes()
+	t.traits.table = t
 	return t
 }
 
@@ -115,11 +133,15 @@ func (t *Table) Snapshot() *Snapshot {
 // snapshotLocked is the copy that is shared until the next change.
 func (t *Table) snapshotLocked() *Snapshot {
 	if t.snapshot == nil {
+		t.indexReadLocked()
 		indexes := make(map[string]*btree.Map[string, *Entry], len(t.indexes))
 		for name, idx := range t.indexes {
 			indexes[name] = idx.Copy()
 		}
-		t.snapshot = &Snapshot{space: t.space, tree: t.tree.Copy(), indexes: indexes, revision: t.known()}
+		t.snapshot = &Snapshot{
+			space: t.space, tree: t.tree.Copy(), indexes: indexes, unread: slices.Collect(maps.Values(t.unread)), revision: t.known(),
+			traits: &t.traits, number: t.log.end(),
+		}
 	}
 	return t.snapshot
 }
@@ -134,28 +156,49 @@ func (t *Table) known() int64 {
 	return max(t.store.revision.Load(), t.revision)
 }
 
-// apply takes over the changes of one revision. Only the feed calls it, in order.
-func (t *Table) apply(re revisionEvents, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.loading {
-		t.pending = append(t.pending, re)
-		return
+// read makes a change of an event.
+func (t *Table) read(ev *mvccpb.Event) change {
+	c := change{path: string(ev.Kv.Key[len(t.space.schema.Prefix):])}
+	if ev.Type == mvccpb.Event_DELETE {
+		return c
 	}
-	t.applyLocked(re, now)
+	c.entry = newEntry(t.space, c.path, ev.Kv)
+	c.indexable = t.readForIndexes(c.entry)
+	return c
 }
 
-func (t *Table) applyLocked(re revisionEvents, now time.Time) {
-	if re.revision <= t.revision {
+// readForIndexes decodes an entry if there are indexes; false if its values can't be known now.
+func (t *Table) readForIndexes(e *Entry) bool {
+	if len(t.space.schema.Indexes) == 0 {
+		return true
+	}
+	if !e.indexable() {
+		return false
+	}
+	_, _ = e.Object() // one that can't be decoded has no values
+	return true
+}
+
+// takeLocked takes over the changes of one revision. Only the feed calls it, in order.
+func (t *Table) takeLocked(set changeset, now time.Time) {
+	if t.loading {
+		t.pending = append(t.pending, set)
+		return
+	}
+	t.applyLocked(set, now)
+}
+
+func (t *Table) applyLocked(set changeset, now time.Time) {
+	if set.revision <= t.revision {
 		return // the load holds it already
 	}
-	events := make([]Event, 0, len(re.events))
-	for _, ev := range re.events {
-		if e, ok := t.change(ev); ok {
+	events := make([]Event, 0, len(set.changes))
+	for _, c := range set.changes {
+		if e, ok := t.changeLocked(c, set.revision); ok {
 			events = append(events, e)
 		}
 	}
-	t.revision = re.revision
+	t.revision = set.revision
 	if len(events) == 0 {
 		return
 	}
@@ -164,26 +207,29 @@ func (t *Table) applyLocked(re revisionEvents, now time.Time) {
 	t.wakeLocked()
 }
 
-// change applies one change to tree and indexes.
-func (t *Table) change(ev *mvccpb.Event) (Event, bool) {
-	path := string(ev.Kv.Key[len(t.space.schema.Prefix):])
-	if ev.Type == mvccpb.Event_DELETE {
-		prev, ok := t.tree.Delete(path)
+// changeLocked applies one change to tree and indexes.
+func (t *Table) changeLocked(c change, revision int64) (Event, bool) {
+	if c.entry == nil {
+		prev, ok := t.tree.Delete(c.path)
 		if !ok {
 			return Event{}, false
 		}
 		t.unindex(prev)
-		return Event{Type: Delete, Revision: ev.Kv.ModRevision, Key: prev.Key(), Prev: prev}, true
+		return Event{Type: Delete, Revision: revision, Key: prev.Key(), Prev: prev}, true
 	}
-	e := newEntry(t.space, path, ev.Kv)
-	prev, had := t.tree.Set(path, e)
+	prev, had := t.tree.Set(c.path, c.entry)
 	if had {
 		t.unindex(prev)
 	}
-	t.index(t.indexes, e)
-	return Event{Type: Put, Revision: e.mod, Key: e.Key(), Entry: e, Prev: prev}, true
+	if c.indexable {
+		t.index(t.indexes, c.entry)
+	} else {
+		t.setUnread(c.entry)
+	}
+	return Event{Type: Put, Revision: revision, Key: c.entry.Key(), Entry: c.entry, Prev: prev}, true
 }
 
+// index adds an entry that was read to indexes.
 func (t *Table) index(indexes map[string]*btree.Map[string, *Entry], e *Entry) {
 	for name, values := range t.space.schema.Indexes {
 		for _, v := range t.values(values, e) {
@@ -192,7 +238,28 @@ func (t *Table) index(indexes map[string]*btree.Map[string, *Entry], e *Entry) {
 	}
 }
 
+func (t *Table) setUnread(e *Entry) {
+	if t.unread == nil {
+		t.unread = map[string]*Entry{}
+	}
+	t.unread[e.path] = e
+}
+
+// indexReadLocked adds to the indexes what has been read since it came.
+func (t *Table) indexReadLocked() {
+	for path, e := range t.unread {
+		if e.object.Load() != nil {
+			t.index(t.indexes, e)
+			delete(t.unread, path)
+		}
+	}
+}
+
 func (t *Table) unindex(e *Entry) {
+	if t.unread[e.path] == e {
+		delete(t.unread, e.path)
+		return
+	}
 	for name, values := range t.space.schema.Indexes {
 		for _, v := range t.values(values, e) {
 			t.indexes[name].Delete(v + "\x00" + e.path)
@@ -209,25 +276,53 @@ func (t *Table) values(f IndexFunc, e *Entry) []string {
 	return f(obj)
 }
 
-// install makes l the content. Events that came in meanwhile are applied on top. Versions that
-// are already in memory are kept rather than their copies. Old history is gone afterwards.
-func (t *Table) install(l loaded, now time.Time) {
+// content is what a table is about to hold, made ready so that it can be put in place at once.
+type content struct {
+	loaded
+	indexes map[string]*btree.Map[string, *Entry]
+	unread  map[string]*Entry
+}
+
+// prepare makes content of what was loaded. Versions that are already in memory are kept rather than
+// their copies.
+func (t *Table) prepare(l loaded) content {
 	t.mu.RLock() // nobody else changes the tree: see Store.Register and Store.resync
 	keep := shared(t.tree, l.tree)
 	t.mu.RUnlock()
 	for _, e := range keep {
 		l.tree.Set(e.path, e)
 	}
-	indexes := t.emptyIndexes()
-	l.tree.Scan(func(_ string, e *Entry) bool { t.index(indexes, e); return true })
+	c := content{loaded: l, indexes: t.emptyIndexes()}
+	l.tree.Scan(func(_ string, e *Entry) bool {
+		switch {
+		case t.readForIndexes(e):
+			t.index(c.indexes, e)
+		case c.unread == nil:
+			c.unread = map[string]*Entry{e.path: e}
+		default:
+			c.unread[e.path] = e
+		}
+		return true
+	})
+	return c
+}
 
+// install makes what was loaded the content.
+func (t *Table) install(l loaded, now time.Time) {
+	c := t.prepare(l)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tree, t.indexes, t.revision = l.tree, indexes, l.revision
+	t.installLocked(c, now)
+}
+
+// installLocked puts content in place. Events that came in meanwhile are applied on top. Old history is
+// gone afterwards.
+func (t *Table) installLocked(c content, now time.Time) {
+	t.tree, t.indexes, t.unread, t.revision = c.tree, c.indexes, c.unread, c.revision
 	t.snapshot, t.old, t.loading = nil, nil, false
-	t.log.reset(l.revision)
-	for _, re := range t.pending {
-		t.applyLocked(re, now)
+	t.log.reset(c.revision)
+	for _, set := range t.pending {
+		t.applyLocked(set, now)
 	}
 	t.pending = nil
 	t.wakeLocked()
@@ -248,17 +343,33 @@ func shared(have, loaded *btree.Map[string, *Entry]) []*Entry {
 	return same
 }
 
-// wakeLocked lets every waiting cursor look again.
+// wakeLocked lets every waiting cursor look again, a crowd perhaps a little later.
 func (t *Table) wakeLocked() {
 	if t.grown != nil {
 		close(t.grown)
 		t.grown = nil
 	}
-	t.announceLocked()
+	if t.gather.later && !t.closed {
+		return
+	}
+	now := time.Now()
+	wait := t.gather.wait(now)
+	if wait == 0 || t.closed {
+		t.announceLocked(now)
+		return
+	}
+	t.gather.later = true
+	time.AfterFunc(wait, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.gather.later = false
+		t.announceLocked(time.Now())
+	})
 }
 
-// announceLocked lets those cursors look again that want to know of progress.
-func (t *Table) announceLocked() {
+// announceLocked lets the crowd look again now, at events and progress.
+func (t *Table) announceLocked(now time.Time) {
+	t.gather.last, t.gather.shown = now, t.log.end()
 	if t.changed != nil {
 		close(t.changed)
 		t.changed = nil
@@ -274,21 +385,52 @@ func (t *Table) wake() {
 		return
 	}
 	t.mu.Lock()
-	t.announceLocked()
+	t.announceLocked(time.Now())
 	t.mu.Unlock()
 }
 
-// sweep gives memory back: events past their age, encodings that nobody asked for lately.
-func (t *Table) sweep(now time.Time, sweep int64) {
+// sweep gives memory back: events past their age, what was derived from versions that are past, whose
+// number it returns, and encodings that nobody asked for lately.
+func (t *Table) sweep(now time.Time, sweep int64) (forgotten int) {
 	t.mu.Lock()
 	t.log.expire(now)
 	t.old = nil
 	s := t.snapshotLocked()
+	quiet := t.log.quiet(now.Add(-sweepEvery))
 	t.mu.Unlock()
+	t.traits.sweep(sweep)
+	asks := true // whether who decrypts answers
+	for e := range past(quiet, s) {
+		if asks && e.settle() != nil && e.remote() {
+			asks = false
+		}
+		if e.forget() {
+			forgotten++
+		}
+	}
 	s.tree.Scan(func(_ string, e *Entry) bool {
 		e.dropWires(sweep)
 		return true
 	})
+	return forgotten
+}
+
+// past are the versions of events that are not those of a snapshot any more.
+func past(quiet [][]Event, s *Snapshot) iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		for _, events := range quiet {
+			for i := range events {
+				for _, e := range []*Entry{events[i].Entry, events[i].Prev} {
+					if e == nil {
+						continue
+					}
+					if current, _ := s.tree.Get(e.path); current != e && !yield(e) {
+						return
+					}
+				}
+			}
+		}
+	}
 }
 
 // find returns the version of path that was written at revision, if memory has it.

@@ -9,6 +9,9 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.opentelemetry.io/otel/attribute"
+
+	"barque.dev/internal/tracing"
 )
 
 // WriteOptions are the rare parts of a write.
@@ -16,6 +19,8 @@ type WriteOptions struct {
 	// TTL removes the object that long after this write, rounded up to seconds and a little
 	// more, because objects of similar age share a lease. Zero keeps it.
 	TTL time.Duration
+	// KeepTTL leaves the object the time that it has.
+	KeepTTL bool
 	// With are changes of other objects that are made in the same transaction, or not at all.
 	With []Change
 	// Since, if its table is not nil, makes the write fail with ErrOvertaken when something of it
@@ -43,24 +48,28 @@ type Change struct {
 // fence is gone, ErrUnavailable when nothing can be written now; with the last, if the error wraps
 // ErrUncertain too, the write may yet have been made. Conditions hold for all three writes. Once
 // the write is durable, Create waits for the image to hold it, at most until ctx ends.
-func (t *Table) Create(ctx context.Context, key Key, value []byte, opts WriteOptions) (*Entry, error) {
+func (t *Table) Create(ctx context.Context, key Key, value []byte, opts WriteOptions) (entry *Entry, err error) {
+	ctx, span := t.span(ctx, "Create etcd", key)
+	defer func() { span.End(err) }()
 	w, err := t.newWrite(ctx, "create", key, value, opts)
 	if err != nil {
 		return nil, err
 	}
-	entry, _, err := w.run(ctx)
+	entry, _, err = w.run(ctx)
 	return entry, err
 }
 
 // Update replaces the version that was written at revision expected, or whichever there is when
 // expected is 0. It returns ErrNotFound, ErrConflict, and what Create returns.
-func (t *Table) Update(ctx context.Context, key Key, value []byte, expected int64, opts WriteOptions) (*Entry, error) {
+func (t *Table) Update(ctx context.Context, key Key, value []byte, expected int64, opts WriteOptions) (entry *Entry, err error) {
+	ctx, span := t.span(ctx, "Update etcd", key)
+	defer func() { span.End(err) }()
 	w, err := t.newWrite(ctx, "update", key, value, opts)
 	if err != nil {
 		return nil, err
 	}
 	w.expected, w.exists = expected, true
-	entry, _, err := w.run(ctx)
+	entry, _, err = w.run(ctx)
 	return entry, err
 }
 
@@ -68,6 +77,8 @@ func (t *Table) Update(ctx context.Context, key Key, value []byte, expected int6
 // expected is 0. It returns the version that it removed and the revision of the removal, or
 // ErrNotFound, ErrConflict, and what Create returns.
 func (t *Table) Delete(ctx context.Context, key Key, expected int64) (prev *Entry, revision int64, err error) {
+	ctx, span := t.span(ctx, "Delete etcd", key)
+	defer func() { span.End(err) }()
 	w, err := t.newWrite(ctx, "delete", key, nil, WriteOptions{})
 	if err != nil {
 		return nil, 0, err
@@ -76,12 +87,22 @@ func (t *Table) Delete(ctx context.Context, key Key, expected int64) (prev *Entr
 	return w.run(ctx)
 }
 
+// span begins the span of a write.
+func (t *Table) span(ctx context.Context, name string, key Key) (context.Context, tracing.Span) {
+	ctx, span := tracing.Start(ctx, name)
+	if span.On() {
+		span.Set(attribute.String("prefix", t.Schema().Prefix), attribute.String("namespace", key.Namespace), attribute.String("name", key.Name))
+	}
+	return ctx, span
+}
+
 // write is one compare-and-swap, which may take several attempts.
 type write struct {
 	table    *Table
 	verb     string
 	path     string
 	key      []byte
+	plain    []byte
 	stored   []byte // as it will stand in etcd
 	ttl      time.Duration
 	expected int64 // mod revision; 0: see exists
@@ -90,13 +111,22 @@ type write struct {
 	fence    Fence
 	fenced   bool
 	with     []companion
+	guards   []guard
 	since    Since
+	keepTTL  bool
 }
 
 // companion is a change that is made together with a write.
 type companion struct {
-	key, stored []byte
-	expected    int64
+	space              *keyspace
+	key, plain, stored []byte
+	expected           int64
+}
+
+// guard is what must hold so that an encrypted value may be written; see Guarder.
+type guard struct {
+	key      string
+	revision int64
 }
 
 func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte, opts WriteOptions) (*write, error) {
@@ -108,26 +138,49 @@ func (t *Table) newWrite(ctx context.Context, verb string, key Key, value []byte
 	if err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", verb, t.space.schema.Prefix, err)
 	}
-	w := &write{table: t, verb: verb, path: path, key: full, stored: value, ttl: opts.TTL, since: opts.Since}
+	w := &write{table: t, verb: verb, path: path, key: full, plain: value, ttl: opts.TTL, keepTTL: opts.KeepTTL, since: opts.Since}
 	w.fence, w.fenced = FenceFrom(ctx)
-	if verb != "delete" {
-		// Once for all attempts: the bytes tell whether an earlier attempt got through.
-		if w.stored, err = t.space.encrypt(ctx, full, value); err != nil {
-			return nil, fmt.Errorf("%s %s: encrypt: %w", verb, full, err)
-		}
-	}
 	for _, c := range opts.With {
 		_, key, err := c.Table.space.etcdKey(c.Key)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: with %s: %w", verb, full, c.Table.space.schema.Prefix, err)
 		}
-		stored, err := c.Table.space.encrypt(ctx, key, c.Value)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s: with %s: encrypt: %w", verb, full, key, err)
-		}
-		w.with = append(w.with, companion{key: key, stored: stored, expected: c.Expected})
+		w.with = append(w.with, companion{space: c.Table.space, key: key, plain: c.Value, expected: c.Expected})
+	}
+	if err := w.encrypt(ctx); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", verb, full, err)
 	}
 	return w, nil
+}
+
+// encrypt makes what will stand in etcd. It is done once for all attempts, since the bytes tell
+// whether an earlier attempt got through, unless the keys change meanwhile.
+func (w *write) encrypt(ctx context.Context) (err error) {
+	w.guards = nil
+	if w.verb != "delete" {
+		if w.stored, err = w.table.space.encrypt(ctx, w.key, w.plain); err != nil {
+			return fmt.Errorf("encrypt: %w", err)
+		}
+		w.guard(w.table.space, w.stored)
+	}
+	for i := range w.with {
+		c := &w.with[i]
+		if c.stored, err = c.space.encrypt(ctx, c.key, c.plain); err != nil {
+			return fmt.Errorf("with %s: encrypt: %w", c.key, err)
+		}
+		w.guard(c.space, c.stored)
+	}
+	return nil
+}
+
+func (w *write) guard(space *keyspace, stored []byte) {
+	g, ok := space.schema.Transform.(Guarder)
+	if !ok {
+		return
+	}
+	if key, revision := g.Guard(stored); key != "" {
+		w.guards = append(w.guards, guard{key, revision})
+	}
 }
 
 func (w *write) errorf(err error) error { return fmt.Errorf("%s %s: %w", w.verb, w.key, err) }
@@ -161,14 +214,27 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 		leaseID, err := s.leases.get(attempt, s, w.ttl)
 		proposed := err == nil
 		if proposed {
-			resp, err = s.backend.Txn(attempt, w.txn(leaseID))
+			proposal, span := tracing.Start(attempt, "Txn")
+			resp, err = s.backend.Txn(proposal, w.txn(leaseID))
+			span.End(err)
 		}
 		end()
 		switch {
 		case err == nil && resp.Succeeded:
 			return w.succeeded(ctx, resp)
 		case err == nil:
-			return w.failed(ctx, resp, begin, uncertain)
+			e, revision, err := w.failed(ctx, resp, begin, uncertain)
+			if !errors.Is(err, errGuard) {
+				return e, revision, err
+			}
+			if err := pause(ctx, retryPause); err != nil {
+				return nil, 0, w.errorf(fmt.Errorf("%w: %w: %w", ErrUnavailable, errGuard, err))
+			}
+			if err := w.encrypt(ctx); err != nil {
+				return nil, 0, w.errorf(err)
+			}
+			uncertain = false // an earlier attempt has the same condition
+			continue
 		case errors.Is(err, ErrLeaseNotFound):
 			s.leases.drop(leaseID)
 			continue
@@ -207,12 +273,18 @@ func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 		})
 		req.Failure = append(req.Failure, rangeOp([]byte(w.fence.Key)))
 	}
+	for _, g := range w.guards {
+		req.Compare = append(req.Compare, unchanged([]byte(g.key), g.revision))
+		req.Failure = append(req.Failure, rangeOp([]byte(g.key)))
+	}
 	if w.remove {
 		req.Success = []*etcdserverpb.RequestOp{{Request: &etcdserverpb.RequestOp_RequestDeleteRange{
 			RequestDeleteRange: &etcdserverpb.DeleteRangeRequest{Key: w.key, PrevKv: true},
 		}}}
 	} else {
-		req.Success = []*etcdserverpb.RequestOp{putOp(w.key, w.stored, leaseID)}
+		put := putOp(w.key, w.stored, leaseID)
+		put.GetRequestPut().IgnoreLease = w.keepTTL
+		req.Success = []*etcdserverpb.RequestOp{put}
 	}
 	if w.since.Table != nil {
 		req.Compare = append(req.Compare, w.since.compare())
@@ -256,7 +328,9 @@ func rangeOp(key []byte) *etcdserverpb.RequestOp {
 // succeeded waits for the image and returns the version that everybody shares.
 func (w *write) succeeded(ctx context.Context, resp *etcdserverpb.TxnResponse) (*Entry, int64, error) {
 	revision := resp.Header.Revision
-	waited := w.table.store.WaitRevision(ctx, revision)
+	waiting, span := tracing.Start(ctx, "Await image")
+	waited := w.table.store.WaitRevision(waiting, revision)
+	span.End(waited)
 	t := w.table.heir()
 	if w.remove {
 		kv := resp.Responses[0].GetResponseDeleteRange().GetPrevKvs()[0]
@@ -310,7 +384,13 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 	}
 	found := resp.Responses[0].GetResponseRange().GetKvs()
 	// The image should hold what the caller will look at next: the reason of its failure.
-	_ = w.table.store.WaitRevision(ctx, resp.Header.Revision)
+	waited := w.table.store.WaitRevision(ctx, resp.Header.Revision)
+	if w.unguarded(resp) {
+		if waited != nil { // the new keys aren't known here
+			return nil, 0, w.errorf(fmt.Errorf("%w: %w", ErrUnavailable, waited))
+		}
+		return nil, 0, errGuard
+	}
 	switch {
 	case w.holds(found):
 		return nil, 0, w.errorf(ErrOvertaken)
@@ -321,6 +401,27 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 	default:
 		return nil, 0, w.errorf(fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected))
 	}
+}
+
+// errGuard is the failure of a write whose values have to be encrypted again.
+var errGuard = errors.New("what the value was encrypted with has changed")
+
+// unguarded tells whether a condition of the values' encryption failed.
+func (w *write) unguarded(resp *etcdserverpb.TxnResponse) bool {
+	first := 1
+	if w.fenced {
+		first++
+	}
+	for i, g := range w.guards {
+		revision := int64(0)
+		if kvs := resp.Responses[first+i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+			revision = kvs[0].ModRevision
+		}
+		if revision != g.revision {
+			return true
+		}
+	}
+	return false
 }
 
 // holds tells whether what stands at the object's key is what the write wanted to find.

@@ -10,6 +10,8 @@ import (
 
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/rest"
+
+	"barque.dev/internal/tracing"
 )
 
 // Max bounds a webhook's answer in bytes: a patch that replaces the largest object that can be kept, written as base64, is
@@ -17,14 +19,16 @@ import (
 const Max = 8 << 20
 
 // Answers makes resolvers of webhooks' clients into such whose clients read answers up to Max, as far as check, which may
-// be nil, lets them.
+// be nil, lets them. Requests that are part of a trace say so.
 func Answers(check func(body []byte) error) webhook.AuthenticationInfoResolverWrapper {
 	wrap := func(cfg *rest.Config, err error) (*rest.Config, error) {
 		if err != nil {
 			return nil, err
 		}
 		out := rest.CopyConfig(cfg)
-		out.Wrap(func(next http.RoundTripper) http.RoundTripper { return reader{next: next, check: check} })
+		out.Wrap(func(next http.RoundTripper) http.RoundTripper {
+			return tracing.Transport(reader{next: next, check: check})
+		})
 		return out, nil
 	}
 	return func(resolver webhook.AuthenticationInfoResolver) webhook.AuthenticationInfoResolver {

@@ -168,6 +168,16 @@ func Resources(f Facts, r Reserved, pods int64) (capacity, allocatable corev1.Re
 	return capacity, allocatable
 }
 
+// keepOthers keeps the resources that others gave the node (extended resources): what of them it has in all, pods
+// can have.
+func keepOthers(s *corev1.NodeStatus, had corev1.ResourceList) {
+	for name, q := range had {
+		if _, own := s.Capacity[name]; !own {
+			s.Capacity[name], s.Allocatable[name] = q, q.DeepCopy()
+		}
+	}
+}
+
 // Health is what the conditions are made from, beside the facts.
 type Health struct {
 	// Problems are why the node is not ready; none, and it is.
@@ -191,9 +201,10 @@ func Conditions(f Facts, r Reserved, h Health, old []corev1.NodeCondition, now t
 	}
 	out := []corev1.NodeCondition{
 		pressure(corev1.NodeMemoryPressure, f.Available < r.EvictMemory.Value(), "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
-			"kubelet has insufficient memory available", "kubelet has sufficient memory available"),
+			fmt.Sprintf("kubelet has insufficient memory available: less than %s", &r.EvictMemory), "kubelet has sufficient memory available"),
 		pressure(corev1.NodeDiskPressure, lowDisk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
-			"kubelet has disk pressure", "kubelet has no disk pressure"),
+			fmt.Sprintf("kubelet has disk pressure: less than %s of the disk, or 5%% of its inodes, are free", resource.NewQuantity(f.Disk*r.EvictDisk/100>>20<<20, resource.BinarySI)),
+			"kubelet has no disk pressure"),
 		pressure(corev1.NodePIDPressure, f.PIDs > 0 && f.PIDs-f.Processes < f.PIDs/10, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 			"kubelet has insufficient PID available", "kubelet has sufficient PID available"),
 		ready,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -34,7 +35,7 @@ func TestCollect(t *testing.T) {
 }
 
 func TestConditions(t *testing.T) {
-	good := nodestatus.Facts{Memory: 1 << 30, Available: 1 << 29, Disk: 100, DiskFree: 50, Inodes: 100, InodesFree: 50, PIDs: 1000, Processes: 10}
+	good := nodestatus.Facts{Memory: 1 << 30, Available: 1 << 29, Disk: 250 << 30, DiskFree: 125 << 30, Inodes: 100, InodesFree: 50, PIDs: 1000, Processes: 10}
 	r := nodestatus.DefaultReserved()
 	now := time.Unix(1000, 0)
 	state := func(f nodestatus.Facts, h nodestatus.Health) map[corev1.NodeConditionType]corev1.ConditionStatus {
@@ -45,7 +46,7 @@ func TestConditions(t *testing.T) {
 		return out
 	}
 	low, full, busy := good, good, good
-	low.Available, full.DiskFree, busy.Processes = 50<<20, 9, 950
+	low.Available, full.DiskFree, busy.Processes = 50<<20, 24<<30, 950
 	for _, tt := range []struct {
 		name                     string
 		facts                    nodestatus.Facts
@@ -61,6 +62,11 @@ func TestConditions(t *testing.T) {
 		got := state(tt.facts, tt.health)
 		if got[corev1.NodeMemoryPressure] != tt.memory || got[corev1.NodeDiskPressure] != tt.disk || got[corev1.NodePIDPressure] != tt.pid || got[corev1.NodeReady] != tt.ready {
 			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+	for _, c := range nodestatus.Conditions(full, r, nodestatus.Health{}, nil, now) {
+		if c.Type == corev1.NodeDiskPressure && !strings.Contains(c.Message, "less than 25Gi of the disk") {
+			t.Errorf("what is to be freed is not said: %s", c.Message)
 		}
 	}
 	before := nodestatus.Conditions(good, r, nodestatus.Health{}, []corev1.NodeCondition{{Type: "Other", Status: "True"}}, now)

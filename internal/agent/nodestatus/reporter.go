@@ -286,6 +286,7 @@ func (r *Reporter) labels() map[string]string {
 func (r *Reporter) status(ctx context.Context, old corev1.NodeStatus, facts Facts) corev1.NodeStatus {
 	s := *old.DeepCopy()
 	s.Capacity, s.Allocatable = Resources(facts, r.Reserved, r.MaxPods)
+	keepOthers(&s, old.Capacity)
 	s.Addresses = nil
 	for _, a := range r.Addresses {
 		s.Addresses = append(s.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})

@@ -1,7 +1,8 @@
-// Package objects keeps the config maps, secrets and service account tokens that the node's pods
-// refer to. A node may read only what its own pods mention, so each object is followed by a watch
+// Package objects keeps the config maps, secrets, service account tokens and certificates that the
+// node's pods refer to. A node may read only what its own pods mention, so each object is followed by a watch
 // of its own, for as long as a pod mentions it; nothing else of the cluster is held. Cluster trust
-// bundles, which every node may read, are followed together while a pod has any.
+// bundles, which every node may read, and the node's own requests for certificates are followed
+// together while a pod has any.
 package objects
 
 import (
@@ -44,7 +45,8 @@ type Store struct {
 	ctx     context.Context
 	items   map[Ref]*item
 	of      map[types.UID]map[Ref]bool
-	bundles *bundles // nil while no pod refers to any
+	kinds   map[Kind]sharedKind
+	shared  map[Kind]*shared // those that some pod needs
 	running sync.WaitGroup
 	stopped bool
 }
@@ -60,10 +62,13 @@ type item struct {
 	err    error
 }
 
-// New returns an empty store. changed is called, without any lock held, for each pod that refers to
+// New returns an empty store of a node. changed is called, without any lock held, for each pod that refers to
 // an object that changed; ctx bounds all watches.
-func New(ctx context.Context, client kubernetes.Interface, log *slog.Logger, changed func(uid types.UID)) *Store {
-	return &Store{client: client, log: log, changed: changed, ctx: ctx, items: map[Ref]*item{}, of: map[types.UID]map[Ref]bool{}}
+func New(ctx context.Context, client kubernetes.Interface, node string, log *slog.Logger, changed func(uid types.UID)) *Store {
+	return &Store{
+		client: client, log: log, changed: changed, ctx: ctx, items: map[Ref]*item{}, of: map[types.UID]map[Ref]bool{},
+		kinds: sharedKinds(node), shared: map[Kind]*shared{},
+	}
 }
 
 // Wait returns when every watch has ended. The store's context must have ended.
@@ -102,8 +107,10 @@ func (s *Store) Use(pod *corev1.Pod) {
 		it.users[pod.UID] = true
 	}
 	s.of[pod.UID] = wanted
-	if wantsBundles(pod) {
-		s.useBundles(pod.UID)
+	for kind, k := range s.kinds {
+		if k.wantedBy(pod) {
+			s.share(kind, pod.UID)
+		}
 	}
 }
 
@@ -115,7 +122,9 @@ func (s *Store) Drop(uid types.UID) {
 		s.release(ref, uid)
 	}
 	delete(s.of, uid)
-	s.dropBundles(uid)
+	for kind := range s.kinds {
+		s.unshare(kind, uid)
+	}
 }
 
 func (s *Store) release(ref Ref, uid types.UID) {

@@ -32,7 +32,7 @@ func TestStore(t *testing.T) {
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "cm", Namespace: "n", ResourceVersion: "1"}, Data: map[string]string{"a": "1"}})
 	changed := make(chan types.UID, 100)
 	ctx, cancel := context.WithCancel(t.Context())
-	s := objects.New(ctx, client, slog.New(slog.DiscardHandler), func(uid types.UID) { changed <- uid })
+	s := objects.New(ctx, client, "node", slog.New(slog.DiscardHandler), func(uid types.UID) { changed <- uid })
 	defer s.Wait()
 	defer cancel()
 	if _, err := s.ConfigMap("n", "cm"); err == nil {
@@ -77,7 +77,7 @@ func TestTrustBundles(t *testing.T) {
 	client := fake.NewClientset(named("one"))
 	changed := make(chan types.UID, 100)
 	ctx, cancel := context.WithCancel(t.Context())
-	s := objects.New(ctx, client, slog.New(slog.DiscardHandler), func(uid types.UID) { changed <- uid })
+	s := objects.New(ctx, client, "node", slog.New(slog.DiscardHandler), func(uid types.UID) { changed <- uid })
 	defer s.Wait()
 	defer cancel()
 	if _, err := s.TrustBundles(ctx); err == nil {

@@ -2,6 +2,7 @@ package objects
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -83,9 +84,5 @@ func (t *Tokens) Token(ctx context.Context, pod *corev1.Pod, audience string, se
 func (t *Tokens) Drop(uid types.UID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for k := range t.known {
-		if k.pod == uid {
-			delete(t.known, k)
-		}
-	}
+	maps.DeleteFunc(t.known, func(k tokenKey, _ issued) bool { return k.pod == uid })
 }

@@ -113,6 +113,10 @@ func userOf(u *runtimeapi.ContainerUser) *corev1.ContainerUser {
 func stateOf(in Input, c cri.Container) corev1.ContainerState {
 	switch c.State {
 	case cri.StateRunning:
+		if in.Starting[c.Name] {
+			// Who sees it running must be able to take it for started, hook and all.
+			return corev1.ContainerState{Waiting: creating(in)}
+		}
 		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: at(c.StartedAt.Unix())}}
 	case cri.StateCreated:
 		return corev1.ContainerState{Waiting: creating(in)}

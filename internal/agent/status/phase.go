@@ -70,7 +70,7 @@ func (t *tally) sidecar(in Input, spec *corev1.Container, st *corev1.ContainerSt
 	switch {
 	case st.State.Running != nil:
 		c, _ := in.Observed.Newest(spec.Name)
-		if spec.StartupProbe != nil && in.Probes[c.ID].Startup != plan.Success || in.Starting[spec.Name] {
+		if spec.StartupProbe != nil && in.Probes[c.ID].Startup != plan.Success {
 			t.sidecarsPending++
 		}
 		t.running++

@@ -28,7 +28,7 @@ type Input struct {
 	Probes   map[string]plan.Probes
 	// Waiting by container name, for containers that failed to start or wait to be restarted.
 	Waiting map[string]Waiting
-	// Starting holds the names of containers whose start (post-start hook) is not yet over.
+	// Starting holds the names of containers whose start (post-start hook) is not yet over: they wait.
 	Starting map[string]bool
 	// Applied holds the resources that containers have, by id, where they are known.
 	Applied map[string]corev1.ResourceRequirements
@@ -199,7 +199,7 @@ func readiness(s *corev1.PodStatus, in Input) {
 
 func ready(st *corev1.ContainerStatus, spec *corev1.Container, in Input) {
 	started := false
-	if c, ok := in.Observed.Newest(st.Name); ok && st.State.Running != nil && !in.Starting[st.Name] {
+	if c, ok := in.Observed.Newest(st.Name); ok && st.State.Running != nil {
 		probes := in.Probes[c.ID]
 		started = spec.StartupProbe == nil || probes.Startup == plan.Success
 		st.Ready = started && (spec.ReadinessProbe == nil || probes.Readiness == plan.Success)

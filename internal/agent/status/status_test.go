@@ -108,6 +108,9 @@ func TestReadiness(t *testing.T) {
 	if s = status.Compute(in); state(s, corev1.PodReady).Status != corev1.ConditionFalse {
 		t.Error("a container whose post-start hook runs is not ready")
 	}
+	if a := s.ContainerStatuses[0]; a.State.Waiting == nil || a.State.Waiting.Reason != "ContainerCreating" || *a.Started || s.Phase != corev1.PodPending {
+		t.Errorf("a container whose post-start hook runs is still being made: %s, %+v", s.Phase, a)
+	}
 }
 
 func TestLastState(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,7 +30,7 @@ func (m *Manager) payload(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	case v.DownwardAPI != nil:
 		return out, time.Time{}, downward(out, pod, v.DownwardAPI.Items, mode(v.DownwardAPI.DefaultMode), facts)
 	default:
-		next, err := m.projected(ctx, out, pod, v.Projected, facts)
+		next, err := m.projected(ctx, out, pod, v, facts)
 		return out, next, err
 	}
 }
@@ -41,10 +42,12 @@ func mode(m *int32) fs.FileMode {
 	return fs.FileMode(*m)
 }
 
-func (m *Manager) projected(ctx context.Context, out Payload, pod *corev1.Pod, p *corev1.ProjectedVolumeSource, facts podspec.Facts) (next time.Time, err error) {
+func (m *Manager) projected(ctx context.Context, out Payload, pod *corev1.Pod, v *corev1.Volume, facts podspec.Facts) (next time.Time, err error) {
 	var failures []error
+	p := v.Projected
 	for i := range p.Sources {
 		s := &p.Sources[i]
+		var renew time.Time
 		var err error
 		switch {
 		case s.ConfigMap != nil:
@@ -54,15 +57,16 @@ func (m *Manager) projected(ctx context.Context, out Payload, pod *corev1.Pod, p
 		case s.DownwardAPI != nil:
 			err = downward(out, pod, s.DownwardAPI.Items, mode(p.DefaultMode), facts)
 		case s.ServiceAccountToken != nil:
-			var renew time.Time
 			renew, err = m.token(ctx, out, pod, s.ServiceAccountToken, mode(p.DefaultMode))
-			if next.IsZero() || !renew.IsZero() && renew.Before(next) {
-				next = renew
-			}
 		case s.ClusterTrustBundle != nil:
 			err = m.trustBundle(ctx, out, pod, s.ClusterTrustBundle, mode(p.DefaultMode))
+		case s.PodCertificate != nil:
+			renew, err = m.certificate(ctx, out, pod, v.Name, i, s.PodCertificate, mode(p.DefaultMode))
 		default:
 			err = fmt.Errorf("projected source: %w", ErrUnsupported)
+		}
+		if next.IsZero() || !renew.IsZero() && renew.Before(next) {
+			next = renew
 		}
 		failures = append(failures, err)
 	}
@@ -191,6 +195,24 @@ func (m *Manager) token(ctx context.Context, out Payload, pod *corev1.Pod, p *co
 	}
 	out[p.Path] = own(pod, []byte(t.Value), mode)
 	return t.Renew, nil
+}
+
+// certificate adds a key and its chain of certificates: in one file, which cannot be read half renewed,
+// or in two.
+func (m *Manager) certificate(ctx context.Context, out Payload, pod *corev1.Pod, volume string, source int, p *corev1.PodCertificateProjection, mode fs.FileMode) (time.Time, error) {
+	if m.Certificates == nil {
+		return time.Time{}, fmt.Errorf("projected source: %w", ErrUnsupported)
+	}
+	c, err := m.Certificates.Certificate(ctx, pod, volume, source, p)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("certificate: %w", err)
+	}
+	for path, data := range map[string][]byte{p.CredentialBundlePath: slices.Concat(c.Key, c.Chain), p.KeyPath: c.Key, p.CertificateChainPath: c.Chain} {
+		if path != "" {
+			out[path] = own(pod, data, mode)
+		}
+	}
+	return c.Renew, nil
 }
 
 // onlyUser returns the user that every container of the pod is set to run as, if there is one.

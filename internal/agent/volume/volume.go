@@ -1,5 +1,5 @@
 // Package volume makes a pod's volumes: folders, tmpfs mounts and the files of config maps,
-// secrets, the downward API and service account tokens, which stay up to date while the pod runs.
+// secrets, the downward API, service account tokens and certificates, which stay up to date while the pod runs.
 //
 // Everything of a pod lives below <root>/pods/<uid>, in the layout of the stock kubelet:
 //
@@ -42,9 +42,23 @@ type Tokens interface {
 	Token(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (Token, error)
 }
 
-// Claims resolves persistent volume claims to the volumes they are bound to.
+// Certificate is a key and the chain of certificates that a signer issued for it, both as PEM.
+type Certificate struct {
+	Key, Chain []byte
+	// Renew is when to look for a newer one.
+	Renew time.Time
+}
+
+// Certificates gets certificates for a pod from their signers, one for each source of a projected
+// volume. Implementations keep them until they have to be renewed.
+type Certificates interface {
+	Certificate(ctx context.Context, pod *corev1.Pod, volume string, source int, p *corev1.PodCertificateProjection) (Certificate, error)
+}
+
+// Claims resolves persistent volume claims of a pod's namespace to the volumes they are bound to. The claim of an
+// ephemeral volume has to be the pod's own.
 type Claims interface {
-	PersistentVolume(ctx context.Context, namespace, claim string) (*corev1.PersistentVolume, error)
+	PersistentVolume(ctx context.Context, pod *corev1.Pod, claim string, ephemeral bool) (*corev1.PersistentVolume, error)
 }
 
 // Bundles knows the cluster's trust bundles.
@@ -61,7 +75,9 @@ type Manager struct {
 	Tokens  Tokens
 	Claims  Claims
 	Bundles Bundles
-	Log     *slog.Logger
+	// Certificates may be nil: then pods can't have any.
+	Certificates Certificates
+	Log          *slog.Logger
 }
 
 // PodDir is the folder of everything of one pod.
@@ -170,7 +186,7 @@ func (m *Manager) claimed(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	if m.Claims == nil {
 		return "", ErrUnsupported
 	}
-	pv, err := m.Claims.PersistentVolume(ctx, pod.Namespace, name)
+	pv, err := m.Claims.PersistentVolume(ctx, pod, name, v.PersistentVolumeClaim == nil)
 	if err != nil {
 		return "", err
 	}

@@ -66,7 +66,7 @@ type Config struct {
 	Runtime  cri.Runtime
 	Volumes  *volume.Manager
 	Objects  References
-	Tokens   Forgetter
+	Issued   []Forgetter // tokens and certificates
 	Puller   *image.Puller
 	Cgroups  Cgroups
 	Node     Node

@@ -183,7 +183,9 @@ func (w *worker) finish(ctx context.Context, pod *corev1.Pod, observed cri.Pod, 
 // their logs can be read.
 func (w *worker) release(pod *corev1.Pod) error {
 	w.m.Objects.Drop(pod.UID)
-	w.m.Tokens.Drop(pod.UID)
+	for _, issued := range w.m.Issued {
+		issued.Drop(pod.UID)
+	}
 	return errors.Join(w.m.Volumes.Remove(pod.UID), w.m.Cgroups.Remove(pod.UID))
 }
 

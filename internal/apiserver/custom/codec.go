@@ -111,12 +111,50 @@ func (c *codec) Convert(obj runtime.Object, gv schema.GroupVersion) (runtime.Obj
 		return nil, fmt.Errorf("convert %s to %s: %w", c.kind, gv, err)
 	}
 	if u, ok := out.(*unstructured.Unstructured); ok {
-		if _, err := c.coerce(u, source{}); err != nil {
-			return nil, fmt.Errorf("convert %s to %s: %w", c.kind, gv, err)
+		if err := c.converted(u, gv); err != nil {
+			return nil, err
 		}
-		c.Default(u)
 	}
 	return out, nil
+}
+
+// converted completes what a conversion made.
+func (c *codec) converted(u *unstructured.Unstructured, gv schema.GroupVersion) error {
+	if _, err := c.coerce(u, source{}); err != nil {
+		return fmt.Errorf("convert %s to %s: %w", c.kind, gv, err)
+	}
+	c.Default(u)
+	return nil
+}
+
+// ConvertAll asks a webhook once for all.
+func (c *codec) ConvertAll(objs []runtime.Object, gv schema.GroupVersion) ([]runtime.Object, error) {
+	list := &unstructured.UnstructuredList{Items: make([]unstructured.Unstructured, len(objs))}
+	list.SetGroupVersionKind(gv.WithKind(c.listKind))
+	for i, obj := range objs {
+		u, ok := obj.(*unstructured.Unstructured)
+		if !ok {
+			return nil, fmt.Errorf("convert %s to %s: it is a %T", c.kind, gv, obj)
+		}
+		list.Items[i] = *u
+	}
+	out, err := c.convert.ConvertToVersion(list, gv)
+	if err != nil {
+		return nil, fmt.Errorf("convert %d %s to %s: %w", len(objs), c.kind, gv, err)
+	}
+	converted, ok := out.(*unstructured.UnstructuredList)
+	if !ok || len(converted.Items) != len(objs) {
+		return nil, fmt.Errorf("convert %d %s to %s: a %T came back", len(objs), c.kind, gv, out)
+	}
+	all := make([]runtime.Object, len(objs))
+	for i := range converted.Items {
+		u := &converted.Items[i]
+		if err := c.converted(u, gv); err != nil {
+			return nil, err
+		}
+		all[i] = u
+	}
+	return all, nil
 }
 
 // Normalize has nothing to do: fields have one spelling.

@@ -1,6 +1,7 @@
 package custom
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -135,6 +136,39 @@ func TestDecodeStrictly(t *testing.T) {
 	}
 	if _, err := c.DecodeJSON([]byte(`{"apiVersion":"example.com/v1","kind":"Boat"}`), v1, false); err == nil {
 		t.Error("another kind was decoded")
+	}
+}
+
+// Whatever stands in etcd does no more than fail to decode.
+func TestDecodeStrange(t *testing.T) {
+	for stored, decodes := range map[string]bool{
+		`{"apiVersion":"example.com/v1","kind":"Ship"}`:                        true,
+		`{"apiVersion":"example.com/v1","kind":"Ship","metadata":null}`:        true,
+		`{"apiVersion":"example.com/v1","kind":"Ship","metadata":{"name":[]}}`: true,
+		`{"apiVersion":"example.com/v1","kind":"Ship","metadata":[]}`:          false,
+		`{"apiVersion":"a/b/c","kind":"Ship","metadata":{}}`:                   false,
+		`{"apiVersion":"example.com/v1","kind":"Ship","items":[]}`:             false,
+		`{"apiVersion":"other/v1","kind":"Ship"}`:                              true,
+		`null`: false,
+		``:     false,
+	} {
+		if obj, err := ships(t).Codec().Decode([]byte(stored), 1); (err == nil) != decodes {
+			t.Errorf("%s: %v, %v", stored, obj, err)
+		}
+	}
+}
+
+// However many fields are unknown, some of them say enough.
+func TestDecodeTellsSome(t *testing.T) {
+	var spec strings.Builder
+	for i := range 10 * maxComplaints {
+		fmt.Fprintf(&spec, `"sail%04d":1,`, i)
+	}
+	data := []byte(`{"apiVersion":"example.com/v1","kind":"Ship","metadata":{"name":"x"},"spec":{` + spec.String() + `"masts":4}}`)
+	_, err := ships(t).Codec().DecodeJSON(data, v1, true)
+	strict, ok := runtime.AsStrictDecodingError(err)
+	if !ok || len(strict.Errors()) != maxComplaints || strict.Errors()[0].Error() != `unknown field "spec.sail0000"` {
+		t.Errorf("%.300v", err)
 	}
 }
 

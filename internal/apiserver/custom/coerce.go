@@ -49,7 +49,7 @@ func (c *codec) coerce(u *unstructured.Unstructured, from source) (unknown []str
 			return nil, failure
 		}
 		unknown = append(unknown, embedded...)
-		if from.stored && m.Generation == 0 {
+		if from.stored && found && m.Generation == 0 {
 			m.Generation = 1 // the oldest objects have none
 		}
 	}

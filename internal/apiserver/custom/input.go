@@ -32,6 +32,9 @@ func (i input) DecoderToVersion(d runtime.Decoder, _ runtime.GroupVersioner) run
 	return d
 }
 
+// maxComplaints is how many unknown fields are told.
+const maxComplaints = 100
+
 // reader decodes one media type and coerces what it reads to its schema.
 type reader struct {
 	runtime.Serializer
@@ -64,7 +67,8 @@ func (r reader) Decode(data []byte, defaults *schema.GroupVersionKind, into runt
 	if err != nil {
 		return nil, gvk, err
 	}
-	for _, path := range unknown {
+	// As many as the decoder of JSON tells of: nobody reads more.
+	for _, path := range unknown[:min(len(unknown), maxComplaints)] {
 		complaints = append(complaints, fmt.Errorf("unknown field %q", path))
 	}
 	if len(complaints) > 0 {

@@ -2,14 +2,10 @@ package custom
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -17,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/follow"
 	"barque.dev/internal/store"
 )
 
@@ -41,130 +38,46 @@ type Config struct {
 // A Registrar serves the resources of all established definitions: it follows the definitions in the store's image.
 // It is safe for concurrent use.
 type Registrar struct {
-	cfg   Config
-	table *store.Table
-
-	// failed are definitions that could not be registered; whoever handles definitions uses it.
-	failed retries
+	*follow.Follower
+	cfg Config
 
 	mu sync.Mutex
 	// known holds every definition that the registrar has seen, by name, whether it is served or not.
 	known map[string]*registration
-	// told are the revisions of those that Changed has returned for since.
-	told  map[string]int64
-	moved chan struct{} // closed when told changes
 }
 
-// registration is what became of one version of a definition.
+// registration is what became of one version of a definition: what is served, which is of an older version while the
+// new one can't be registered; nil if nothing is.
 type registration struct {
-	revision int64 // of the definition
-	// What is served, which is of an older version while the new one can't be registered; nil if nothing is.
 	*definition
 	resource *api.Resource
 }
 
-// NewRegistrar registers what is established now; Run goes on from there.
+// NewRegistrar registers what is established now; Run goes on from there. Await waits until what the image knows of a
+// definition is served, as far as it can be, and Changed has returned for it.
 func NewRegistrar(cfg Config) (*Registrar, error) {
 	table := cfg.Resources.Table(apiextensionsv1.Resource("customresourcedefinitions"))
 	if table == nil {
 		return nil, errors.New("custom resources: definitions are not served")
 	}
-	r := &Registrar{cfg: cfg, table: table, known: map[string]*registration{}, told: map[string]int64{}, moved: make(chan struct{})}
-	r.catchUp()
+	r := &Registrar{cfg: cfg, known: map[string]*registration{}}
+	r.Follower = follow.New(follow.Config{Table: table, What: "definitions of custom resources", Handle: r.handle})
+	r.CatchUp()
 	return r, nil
 }
 
-// catchUp brings what is registered to what the image holds, and returns the image's revision.
-func (r *Registrar) catchUp() int64 {
-	snapshot := r.table.Snapshot()
-	for _, name := range r.names() {
-		if _, ok := snapshot.Get(store.Key{Name: name}); !ok {
-			r.handle(name, nil)
-		}
-	}
-	snapshot.Ascend("", store.Key{}, func(e *store.Entry) bool {
-		r.handle(e.Key().Name, e)
-		return true
-	})
-	return snapshot.Revision()
-}
-
-func (r *Registrar) names() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.told))
-}
-
-// Run follows the definitions until ctx ends or the store stops.
-func (r *Registrar) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		since := r.catchUp()
-		err := r.follow(ctx, since)
-		switch {
-		case errors.Is(err, store.ErrClosed), ctx.Err() != nil:
-			return nil
-		case !errors.Is(err, store.ErrCompacted):
-			return fmt.Errorf("follow definitions of custom resources: %w", err)
-		}
-	}
-	return nil
-}
-
-func (r *Registrar) follow(ctx context.Context, since int64) error {
-	cursor, err := r.table.Watch(since)
-	if err != nil {
-		return err
-	}
-	defer cursor.Close()
-	cursor.EventsOnly()
-	for {
-		events, err := r.next(ctx, cursor)
-		if err != nil {
-			return err
-		}
-		for _, e := range events {
-			r.handle(e.Key.Name, e.Entry)
-		}
-		for _, name := range r.failed.take(time.Now()) {
-			entry, _ := r.table.Get(store.Key{Name: name})
-			r.handle(name, entry)
-		}
-	}
-}
-
-// next waits for events, but no longer than until what failed is due again.
-func (r *Registrar) next(ctx context.Context, cursor *store.Cursor) ([]store.Event, error) {
-	wait, cancel := ctx, context.CancelFunc(func() {})
-	if due, ok := r.failed.next(); ok {
-		wait, cancel = context.WithDeadline(ctx, due)
-	}
-	defer cancel()
-	events, _, err := cursor.Next(wait)
-	if err != nil && errors.Is(err, wait.Err()) && ctx.Err() == nil {
-		return nil, nil
-	}
-	return events, err
-}
-
 // handle brings one definition's resource up to date. Only one goroutine calls it at a time.
-func (r *Registrar) handle(name string, entry *store.Entry) {
+func (r *Registrar) handle(name string, entry *store.Entry) error {
 	r.mu.Lock()
 	was := r.known[name]
 	r.mu.Unlock()
-	seen := entry == nil && was == nil || entry != nil && was != nil && was.revision == entry.Revision()
-	if seen && !r.failed.has(name) {
-		return
-	}
 	var next *registration
 	if entry != nil {
 		next = r.register(entry, was)
 	}
 	changed, err := r.publish(was, next)
 	if err != nil {
-		r.failed.add(name, time.Now())
 		r.cfg.Log.Error("a definition can't be served as it is, and is tried again", "definition", name, "error", err)
-	} else {
-		r.failed.remove(name)
 	}
 	r.mu.Lock()
 	if next == nil {
@@ -176,25 +89,12 @@ func (r *Registrar) handle(name string, entry *store.Entry) {
 	if changed && r.cfg.Changed != nil {
 		r.cfg.Changed()
 	}
-	r.tell(name, next)
-}
-
-// tell wakes those who wait for a definition: it is served, and described.
-func (r *Registrar) tell(name string, next *registration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if next == nil {
-		delete(r.told, name)
-	} else {
-		r.told[name] = next.revision
-	}
-	close(r.moved)
-	r.moved = make(chan struct{})
+	return err
 }
 
 // register decides what a version of a definition is served as. was is what its last one was served as; it may be nil.
 func (r *Registrar) register(entry *store.Entry, was *registration) *registration {
-	next := &registration{revision: entry.Revision()}
+	next := &registration{}
 	obj, err := entry.Object()
 	if err != nil {
 		r.cfg.Log.Error("a definition can't be read, and its custom resources are not served", "definition", entry.Key().Name, "error", err)
@@ -273,40 +173,6 @@ func (r *Registrar) publish(was, next *registration) (changed bool, err error) {
 		return changed, err
 	}
 	return true, nil
-}
-
-// Await waits until what the image knows of a definition is served, as far as it can be, and Changed has returned for it.
-func (r *Registrar) Await(ctx context.Context, name string) error {
-	for {
-		entry, _ := r.table.Get(store.Key{Name: name})
-		r.mu.Lock()
-		told, known := r.told[name]
-		moved := r.moved
-		r.mu.Unlock()
-		if (entry != nil) == known && (entry == nil || told >= entry.Revision()) {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for definition %s: %w", name, ctx.Err())
-		}
-	}
-}
-
-// AwaitAll is Await for all definitions.
-func (r *Registrar) AwaitAll(ctx context.Context) error {
-	var names []string
-	r.table.Snapshot().Ascend("", store.Key{}, func(e *store.Entry) bool {
-		names = append(names, e.Key().Name)
-		return true
-	})
-	for _, name := range append(names, r.names()...) {
-		if err := r.Await(ctx, name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Definitions are those that are served, by name.

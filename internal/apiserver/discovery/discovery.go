@@ -2,13 +2,15 @@
 // server has: the classic ones (/api, /apis, one for each group and one for each version) and
 // the aggregated ones of KEP-3352, which hold all of that in one answer.
 //
-// Everything is computed from the table of resources; nothing here serves HTTP.
+// Everything is computed from the table of resources and from what other servers said of theirs; nothing here serves HTTP.
 package discovery
 
 import (
+	"cmp"
 	"crypto/sha512"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -27,37 +29,45 @@ type Documents struct {
 	Core *metav1.APIVersions
 	// Groups is /apis.
 	Groups *metav1.APIGroupList
-	// Resources is one list for each served version: /api/v1, /apis/apps/v1.
+	// Resources is one list for each version that this server serves itself: /api/v1, /apis/apps/v1.
 	Resources map[schema.GroupVersion]*metav1.APIResourceList
 	// AggregatedCore and Aggregated are /api and /apis for clients that ask for everything at once.
 	AggregatedCore, Aggregated *apidiscoveryv2.APIGroupDiscoveryList
 	// CoreETag and ETag change whenever the aggregated documents do.
 	CoreETag, ETag string
+
+	remotes []schema.GroupVersion
 }
 
-// order is in which order groups are listed. It matters to users: kubectl resolves a short
-// name that several groups use, such as "events", in favour of the first. Groups that are not here come
-// last, by name.
-func order() []string {
-	return []string{
-		"", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io",
-		"authorization.k8s.io", "autoscaling", "batch", "certificates.k8s.io", "networking.k8s.io",
-		"policy", "rbac.authorization.k8s.io", "storage.k8s.io", "admissionregistration.k8s.io",
-		"apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io",
-		"discovery.k8s.io", "resource.k8s.io", "flowcontrol.apiserver.k8s.io",
-		"internal.apiserver.k8s.io", "storagemigration.k8s.io", "lifecycle.k8s.io",
-	}
+// A Remote is a version of a group that another server serves (API aggregation).
+type Remote struct {
+	schema.GroupVersion
+	// Resources are what that server said it has when it was asked last, and Stale tells that it did not
+	// answer since.
+	Resources []apidiscoveryv2.APIResourceDiscovery
+	Stale     bool
+}
+
+// Served is what documents are about.
+type Served struct {
+	// Resources are this server's own. A remote version takes the place of one of them.
+	Resources []*api.Resource
+	Remotes   []Remote
+	// Priority says where a version of a group stands; nil is api.PriorityOf.
+	Priority func(schema.GroupVersion) api.Priority
 }
 
 // group is the resources of one API group.
 type group struct {
 	name      string
+	priority  int32
 	versions  []string // preferred first
 	resources []*api.Resource
+	remotes   map[string]Remote // by version
 }
 
-// New computes the documents of resources.
-func New(resources []*api.Resource) (*Documents, error) {
+// New computes the documents of what is served.
+func New(served Served) (*Documents, error) {
 	d := &Documents{
 		Core:           &metav1.APIVersions{TypeMeta: metav1.TypeMeta{Kind: "APIVersions"}, Versions: []string{}},
 		Groups:         &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}, Groups: []metav1.APIGroup{}},
@@ -65,11 +75,15 @@ func New(resources []*api.Resource) (*Documents, error) {
 		AggregatedCore: newAggregated(),
 		Aggregated:     newAggregated(),
 	}
-	for _, g := range groupsOf(resources) {
+	for _, g := range groupsOf(served) {
 		aggregated := apidiscoveryv2.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: g.name}}
 		for _, v := range g.versions {
 			gv := schema.GroupVersion{Group: g.name, Version: v}
-			d.Resources[gv] = resourceList(g, v)
+			if _, ok := g.remotes[v]; ok {
+				d.remotes = append(d.remotes, gv)
+			} else {
+				d.Resources[gv] = resourceList(g, v)
+			}
 			aggregated.Versions = append(aggregated.Versions, aggregatedVersion(g, v))
 		}
 		if g.name == "" {
@@ -105,7 +119,7 @@ func (d *Documents) Paths() []string {
 	for _, g := range d.Groups.Groups {
 		out = append(out, "/apis/"+g.Name)
 	}
-	for gv := range d.Resources {
+	for _, gv := range slices.AppendSeq(slices.Clone(d.remotes), maps.Keys(d.Resources)) {
 		if gv.Group == "" {
 			out = append(out, "/api/"+gv.Version)
 		} else {
@@ -132,45 +146,57 @@ func etag(doc any) (string, error) {
 	return fmt.Sprintf("%X", sha512.Sum512(b)), nil
 }
 
-func groupsOf(resources []*api.Resource) []group {
+// groupsOf sorts what is served into groups, those of the highest priority first, and each group's versions likewise.
+func groupsOf(served Served) []group {
 	byName := map[string]*group{}
-	for _, r := range resources {
+	in := func(name string) *group {
+		g := byName[name]
+		if g == nil {
+			g = &group{name: name, remotes: map[string]Remote{}}
+			byName[name] = g
+		}
+		return g
+	}
+	for _, r := range served.Resources {
 		if len(r.Served) == 0 {
 			continue // it is kept, but no version of it is for clients
 		}
-		g := byName[r.Group]
-		if g == nil {
-			g = &group{name: r.Group}
-			byName[r.Group] = g
-		}
+		g := in(r.Group)
 		g.resources = append(g.resources, r)
-		for _, v := range r.Served {
-			if !slices.Contains(g.versions, v) {
-				g.versions = append(g.versions, v)
-			}
-		}
+		g.versions = append(g.versions, r.Served...)
+	}
+	for _, r := range served.Remotes {
+		g := in(r.Group)
+		g.remotes[r.Version] = r
+		g.versions = append(g.versions, r.Version)
+	}
+	priority := served.Priority
+	if priority == nil {
+		priority = api.PriorityOf
 	}
 	groups := make([]group, 0, len(byName))
 	for _, g := range byName {
-		// v2, v1, v1beta1: stable first, then by number.
-		slices.SortFunc(g.versions, func(a, b string) int { return version.CompareKubeAwareVersionStrings(b, a) })
-		slices.SortFunc(g.resources, func(a, b *api.Resource) int { return strings.Compare(a.Resource, b.Resource) })
+		g.sort(priority)
 		groups = append(groups, *g)
 	}
-	names := order()
-	rank := func(name string) int {
-		if i := slices.Index(names, name); i >= 0 {
-			return i
-		}
-		return len(names)
-	}
 	slices.SortFunc(groups, func(a, b group) int {
-		if c := rank(a.name) - rank(b.name); c != 0 {
-			return c
-		}
-		return strings.Compare(a.name, b.name)
+		return cmp.Or(cmp.Compare(b.priority, a.priority), strings.Compare(a.name, b.name))
 	})
 	return groups
+}
+
+// sort puts versions in the order of their priorities, those of the same in Kubernetes' order of versions: stable ones
+// first, then by number.
+func (g *group) sort(priority func(schema.GroupVersion) api.Priority) {
+	of := func(v string) api.Priority { return priority(schema.GroupVersion{Group: g.name, Version: v}) }
+	slices.SortFunc(g.versions, func(a, b string) int {
+		return cmp.Or(cmp.Compare(of(b).Version, of(a).Version), version.CompareKubeAwareVersionStrings(b, a))
+	})
+	g.versions = slices.Compact(g.versions)
+	for _, v := range g.versions {
+		g.priority = max(g.priority, of(v).Group)
+	}
+	slices.SortFunc(g.resources, func(a, b *api.Resource) int { return strings.Compare(a.Resource, b.Resource) })
 }
 
 func apiGroup(g group) metav1.APIGroup {
@@ -239,6 +265,13 @@ func apiSubresource(r *api.Resource, s *api.Subresource) metav1.APIResource {
 }
 
 func aggregatedVersion(g group, v string) apidiscoveryv2.APIVersionDiscovery {
+	if r, ok := g.remotes[v]; ok {
+		out := apidiscoveryv2.APIVersionDiscovery{Version: v, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent, Resources: r.Resources}
+		if r.Stale {
+			out.Freshness = apidiscoveryv2.DiscoveryFreshnessStale
+		}
+		return out
+	}
 	out := apidiscoveryv2.APIVersionDiscovery{Version: v, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent}
 	for _, r := range g.resources {
 		if !r.Serves(v) {

@@ -35,7 +35,7 @@ func published(t *testing.T, name string, into any) {
 
 func documents(t *testing.T) *Documents {
 	t.Helper()
-	d, err := New(api.Resources())
+	d, err := New(Served{Resources: api.Resources()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func documents(t *testing.T) *Documents {
 }
 
 // Everything that we list is listed by Kubernetes in the same words, and every stable version
-// that Kubernetes lists is listed by us, except for the group of API aggregation.
+// that Kubernetes lists is listed by us.
 func TestListsAreAsPublished(t *testing.T) {
 	d := documents(t)
 	var groups metav1.APIGroupList
@@ -63,7 +63,7 @@ func TestListsAreAsPublished(t *testing.T) {
 		got, ok := d.Resources[gv]
 		stable := !strings.Contains(gv.Version, "alpha") && !strings.Contains(gv.Version, "beta")
 		if !ok {
-			if stable && gv.Group != "apiregistration.k8s.io" {
+			if stable {
 				t.Errorf("%s is not listed", gv)
 			}
 			continue
@@ -159,5 +159,62 @@ func TestAggregatedIsAsPublished(t *testing.T) {
 	}
 	if d.ETag == "" || d.CoreETag == "" || d.ETag == d.CoreETag {
 		t.Errorf("etags %q and %q", d.ETag, d.CoreETag)
+	}
+}
+
+// TestRemotesAreMerged: versions that other servers serve stand where their priorities put them.
+func TestRemotesAreMerged(t *testing.T) {
+	flunders := []apidiscoveryv2.APIResourceDiscovery{{Resource: "flunders", Verbs: []string{"list"}}}
+	remote := func(group, version string) Remote {
+		return Remote{GroupVersion: schema.GroupVersion{Group: group, Version: version}, Resources: flunders}
+	}
+	stale := remote("wardle.example.com", "v1beta1")
+	stale.Stale = true
+	d, err := New(Served{
+		Resources: api.Resources(),
+		Remotes:   []Remote{remote("wardle.example.com", "v1alpha1"), stale, remote("metrics.k8s.io", "v1"), remote("batch", "v1")},
+		Priority: func(gv schema.GroupVersion) api.Priority {
+			switch gv.String() {
+			case "wardle.example.com/v1alpha1":
+				return api.Priority{Group: 2000, Version: 200}
+			case "wardle.example.com/v1beta1":
+				return api.Priority{Group: 20000, Version: 15}
+			case "metrics.k8s.io/v1":
+				return api.Priority{Group: 100, Version: 100}
+			}
+			return api.PriorityOf(gv)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups := d.Groups.Groups
+	if groups[0].Name != "apiregistration.k8s.io" || groups[1].Name != "wardle.example.com" || groups[len(groups)-1].Name != "metrics.k8s.io" {
+		t.Errorf("groups are %v", groups)
+	}
+	wardle := d.Group("wardle.example.com")
+	if wardle == nil || len(wardle.Versions) != 2 || wardle.PreferredVersion.Version != "v1alpha1" {
+		t.Errorf("the group is %+v", wardle)
+	}
+	versions := map[string]apidiscoveryv2.APIVersionDiscovery{}
+	for _, g := range d.Aggregated.Items {
+		for _, v := range g.Versions {
+			versions[g.Name+"/"+v.Version] = v
+		}
+	}
+	if v := versions["wardle.example.com/v1beta1"]; v.Freshness != apidiscoveryv2.DiscoveryFreshnessStale || len(v.Resources) != 1 {
+		t.Errorf("a server that did not answer is shown as %+v", v)
+	}
+	if v := versions["wardle.example.com/v1alpha1"]; v.Freshness != apidiscoveryv2.DiscoveryFreshnessCurrent || !reflect.DeepEqual(v.Resources, flunders) {
+		t.Errorf("a server that answered is shown as %+v", v)
+	}
+	batch := schema.GroupVersion{Group: "batch", Version: "v1"}
+	if v := versions["batch/v1"]; !reflect.DeepEqual(v.Resources, flunders) || d.Resources[batch] != nil {
+		t.Errorf("a version that was given away is shown as %+v, and listed %v", v, d.Resources[batch])
+	}
+	for _, path := range []string{"/apis/batch/v1", "/apis/wardle.example.com", "/apis/wardle.example.com/v1alpha1"} {
+		if !slices.Contains(d.Paths(), path) {
+			t.Errorf("%s is not among the paths", path)
+		}
 	}
 }

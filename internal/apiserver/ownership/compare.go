@@ -6,6 +6,8 @@ import (
 
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/structured-merge-diff/v6/value"
+
+	"barque.dev/internal/api/alike"
 )
 
 // errNoKey says that an element of a list cannot be told from others.
@@ -57,6 +59,9 @@ func (p *place) mark(which int) {
 // compare compares what is at the place. An invalid value is none at all, in contrast to a nil one, which is
 // written as null.
 func (p *place) compare(s *shape, l, r reflect.Value) error {
+	if s.kind != leaf && l.IsValid() && r.IsValid() && alike.Equal(l, r) {
+		return s.keyless(l) // nothing to be found, and nothing to be told but that it can't be
+	}
 	parts := false
 	var err error
 	switch s.kind {
@@ -116,8 +121,8 @@ func (p *place) objects(s *shape, l, r reflect.Value) (bool, error) {
 
 // of is the field of a struct as it is written: none if it is left out.
 func (f *field) of(v reflect.Value) reflect.Value {
-	if !v.IsValid() {
-		return v
+	if !v.IsValid() || f.omitted >= 0 && v.Field(f.omitted).IsZero() {
+		return reflect.Value{}
 	}
 	out := f.entry.GetFrom(v)
 	if f.entry.CanOmit(out) {
@@ -274,6 +279,60 @@ func (s *shape) elementOf(v reflect.Value) (fieldpath.PathElement, error) {
 		return fieldpath.PathElement{}, errNoKey
 	}
 	return fieldpath.PathElement{Key: &fields}, nil
+}
+
+// keyless fails for what holds an element that cannot be told from others.
+func (s *shape) keyless(v reflect.Value) error {
+	if v = solid(v); !s.lists || !v.IsValid() {
+		return nil
+	}
+	switch s.kind {
+	case object:
+		for i := range s.fields {
+			if f := &s.fields[i]; f.shape.lists {
+				if err := f.shape.keyless(f.of(v)); err != nil {
+					return err
+				}
+			}
+		}
+	case mapping:
+		for it := v.MapRange(); it.Next(); {
+			if err := s.element.keyless(it.Value()); err != nil {
+				return err
+			}
+		}
+	case keyed, set:
+		for i := range v.Len() {
+			if !s.hasKey(v.Index(i)) {
+				return errNoKey
+			}
+			if err := s.element.keyless(v.Index(i)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hasKey tells whether elementOf can tell an element from others.
+func (s *shape) hasKey(v reflect.Value) bool {
+	if v = solid(v); !v.IsValid() {
+		return false
+	}
+	found := s.kind == set
+	for i := range s.keys {
+		k := &s.keys[i]
+		field := k.entry.GetFrom(v)
+		if k.entry.CanOmit(field) {
+			found = found || k.missing != nil
+			continue
+		}
+		if field = solid(field); !field.IsValid() || !basic(field.Kind()) {
+			return false
+		}
+		found = true
+	}
+	return found
 }
 
 // plain is a value of a basic type as JSON knows it.

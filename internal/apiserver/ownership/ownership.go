@@ -27,6 +27,10 @@ import (
 // maxUpdaters is how many managers are kept apart before upstream puts the oldest together.
 const maxUpdaters = 10
 
+// maxEntries is how long a record may be that is looked at here: each of it is compared with those before it. A client may
+// have written a longer one, which is upstream's business.
+const maxEntries = 64
+
 // Config configures a Recorder.
 type Config struct {
 	// Stock is upstream's.
@@ -38,8 +42,8 @@ type Config struct {
 	Typed func(runtime.Object) (*typed.TypedValue, error)
 	// Convert brings an object to the version; it may share memory with what it was made of.
 	Convert func(runtime.Object) (runtime.Object, error)
-	// Reset leaves out the fields that requests cannot set; nil for none.
-	Reset fieldpath.Filter
+	// Reset are the fields that requests cannot set; nil for none.
+	Reset *fieldpath.Set
 }
 
 // A Recorder records who sets fields of objects of one version of a kind, through the resource itself or one of its
@@ -47,6 +51,7 @@ type Config struct {
 type Recorder struct {
 	cfg   Config
 	shape func() typeShape
+	read  memory
 }
 
 // typeShape is what a Recorder knows of its type; none where it leaves all to upstream.
@@ -54,6 +59,10 @@ type typeShape struct {
 	typ    reflect.Type
 	shape  *shape
 	schema *typed.TypedValue
+	// created is the shape of new objects; nil if they have to be compared with an empty one. zero is that, without
+	// its kind.
+	created *shape
+	zero    reflect.Value
 }
 
 // New returns a Recorder for objects like sample.
@@ -71,7 +80,8 @@ func New(cfg Config, sample runtime.Object) *Recorder {
 		if err != nil {
 			return typeShape{}
 		}
-		return typeShape{reflect.TypeOf(sample), s, t}
+		typ := reflect.TypeOf(sample)
+		return typeShape{typ: typ, shape: s, schema: t, created: s.creation(cfg.Reset), zero: reflect.Zero(typ.Elem())}
 	})}
 }
 
@@ -128,6 +138,9 @@ func (r *Recorder) entries(before, after metav1.Object) ([]metav1.ManagedFieldsE
 	if r.cfg.Subresource == "" && sent != nil && !SameRecord(entries, sent) {
 		return nil, false
 	}
+	if len(entries) > maxEntries {
+		return nil, false
+	}
 	updaters := 1
 	for i, e := range entries {
 		if e.Operation == metav1.ManagedFieldsOperationUpdate {
@@ -177,7 +190,7 @@ func (r *Recorder) compare(live, obj runtime.Object) (comparison, bool) {
 	}
 	if r.cfg.Reset != nil && !found.empty() {
 		for i := range found {
-			found[i] = r.cfg.Reset.Filter(found[i])
+			found[i] = found[i].RecursiveDifference(r.cfg.Reset)
 		}
 	}
 	return found, true
@@ -242,17 +255,26 @@ var unowned = sync.OnceValue(func() *fieldpath.Set {
 	return s
 })
 
-// decode reads an entry. An entry of another schema, where what is one field now was several, is for upstream.
+// decode reads an entry. An entry of another schema, where what is one field now was several, is for upstream. The set may be
+// shared, and is not to be changed.
 func (r *Recorder) decode(e metav1.ManagedFieldsEntry) (*fieldpath.Set, error) {
+	raw := e.FieldsV1.GetRawBytes()
+	if known := r.read.get(raw); known != nil {
+		return known, nil
+	}
 	owned := &fieldpath.Set{}
-	if err := owned.FromJSON(bytes.NewReader(e.FieldsV1.GetRawBytes())); err != nil {
+	if err := owned.FromJSON(bytes.NewReader(raw)); err != nil {
 		return nil, fmt.Errorf("read the fields of %s: %w", e.Manager, err)
 	}
 	changed, err := typed.ReconcileFieldSetWithSchema(owned, r.shape().schema)
 	if err == nil && changed != nil {
 		err = fmt.Errorf("the fields of %s are of another schema", e.Manager)
 	}
-	return owned, err
+	if err != nil {
+		return nil, err
+	}
+	r.read.put(raw, owned)
+	return owned, nil
 }
 
 func encode(s *fieldpath.Set) (*metav1.FieldsV1, error) {

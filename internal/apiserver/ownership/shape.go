@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/structured-merge-diff/v6/schema"
@@ -25,6 +27,8 @@ type shape struct {
 	element *shape
 	// keys tell the elements of a keyed list apart, by the order of their names.
 	keys []key
+	// lists says that there are lists in it whose elements are told apart: itself or parts of it.
+	lists bool
 }
 
 // kind is how the parts of a value are owned.
@@ -43,7 +47,21 @@ type field struct {
 	element fieldpath.PathElement
 	entry   *value.FieldCacheEntry
 	shape   *shape
+	// omitted is the index of a field that is left out when it is zero, which most are; -1 of others.
+	omitted int
+	// role is who sets the field of a new object, and label is how the record names it.
+	role  role
+	label string
 }
+
+// role is who sets a field of a new object.
+type role int
+
+const (
+	client    role = iota // whoever sends it, who then owns it
+	serverSet             // the server, and nobody owns it, though what is in it may be owned
+	reset                 // the server, with everything in it
+)
 
 // key is a field that tells the elements of a list apart.
 type key struct {
@@ -71,23 +89,91 @@ func (c *compiler) root(t reflect.Type, ref schema.TypeRef) (*shape, error) {
 		return nil, err
 	}
 	whole = whole.with("metadata", func(s *shape) *shape { return s.with("managedFields", nil) })
+	findLists(whole)
 	return whole, nil
+}
+
+// findLists sets what shapes say of lists in them, from the inside out until nothing changes: some contain themselves.
+func findLists(root *shape) {
+	var all []*shape
+	met := map[*shape]bool{}
+	var collect func(*shape)
+	collect = func(s *shape) {
+		if s == nil || met[s] {
+			return
+		}
+		met[s] = true
+		collect(s.element)
+		for i := range s.fields {
+			collect(s.fields[i].shape)
+		}
+		all = append(all, s)
+	}
+	collect(root)
+	for changed := true; changed; {
+		changed = false
+		for _, s := range all {
+			if !s.lists && s.holdsLists() {
+				s.lists, changed = true, true
+			}
+		}
+	}
+}
+
+func (s *shape) holdsLists() bool {
+	return s.kind == keyed || s.kind == set || s.element != nil && s.element.lists ||
+		slices.ContainsFunc(s.fields, func(f field) bool { return f.shape.lists })
 }
 
 // with is the shape with another one for a field, or without the field.
 func (s *shape) with(name string, change func(*shape) *shape) *shape {
+	if change == nil {
+		out := *s
+		out.fields = slices.DeleteFunc(slices.Clone(s.fields), func(f field) bool { return *f.element.FieldName == name })
+		return &out
+	}
+	return s.withField(name, func(f *field) { f.shape = change(f.shape) })
+}
+
+// withField is the shape with a field that is changed.
+func (s *shape) withField(name string, change func(*field)) *shape {
 	out := *s
-	out.fields = nil
-	for _, f := range s.fields {
-		if *f.element.FieldName == name {
-			if change == nil {
-				continue
-			}
-			f.shape = change(f.shape)
+	out.fields = slices.Clone(s.fields)
+	for i := range out.fields {
+		if *out.fields[i].element.FieldName == name {
+			change(&out.fields[i])
 		}
-		out.fields = append(out.fields, f)
 	}
 	return &out
+}
+
+// creation is the shape of new objects: it tells which fields nobody owns, and which are reset. It is nil if these are
+// not fields of structs.
+func (s *shape) creation(resets *fieldpath.Set) *shape {
+	ok := true
+	unowned().Iterate(func(p fieldpath.Path) { s = s.withRole(p, serverSet, &ok) })
+	if resets != nil {
+		resets.Iterate(func(p fieldpath.Path) { s = s.withRole(p, reset, &ok) })
+	}
+	if !ok {
+		return nil
+	}
+	return s
+}
+
+// withRole is the shape with another role for the field at a path, if the type has it.
+func (s *shape) withRole(path fieldpath.Path, r role, ok *bool) *shape {
+	if len(path) == 0 || path[0].FieldName == nil || s.kind != object {
+		*ok = false
+		return s
+	}
+	return s.withField(*path[0].FieldName, func(f *field) {
+		if len(path) == 1 {
+			f.role = max(f.role, r)
+			return
+		}
+		f.shape = f.shape.withRole(path[1:], r, ok)
+	})
 }
 
 func (c *compiler) compile(t reflect.Type, ref schema.TypeRef) (*shape, error) {
@@ -162,9 +248,27 @@ func (c *compiler) object(s *shape, t reflect.Type, m *schema.Map) error {
 		if err != nil {
 			return fmt.Errorf("%s.%w", entry.JsonName, err)
 		}
-		s.fields = append(s.fields, field{element: fieldpath.FieldNameElement(entry.JsonName), entry: entry, shape: part})
+		s.fields = append(s.fields, field{
+			element: fieldpath.FieldNameElement(entry.JsonName), entry: entry, shape: part, omitted: omittedIndex(t, entry),
+			label: `"f:` + entry.JsonName + `":`,
+		})
 	}
 	return nil
+}
+
+// omittedIndex is the index of a field of t, not of a struct inside it, if it is left out when it is zero; -1 otherwise.
+func omittedIndex(t reflect.Type, entry *value.FieldCacheEntry) int {
+	zero := reflect.Zero(t)
+	if !entry.CanOmit(entry.GetFrom(zero)) {
+		return -1
+	}
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if name == entry.JsonName && t.Field(i).IsExported() {
+			return i
+		}
+	}
+	return -1
 }
 
 func (c *compiler) list(s *shape, t reflect.Type, l *schema.List) error {

@@ -49,6 +49,26 @@ func TestBinding(t *testing.T) {
 	}
 }
 
+// What is wrong with a binding is told whether or not its pod exists.
+func TestBindingInvalid(t *testing.T) {
+	s := start(t, nil)
+	for _, tt := range []struct {
+		about  string
+		target corev1.ObjectReference
+		fault  string
+	}{
+		{"no node", corev1.ObjectReference{Kind: "Node"}, "target.name: Required value"},
+		{"no name that a node can have", corev1.ObjectReference{Name: "a/b/c"}, `target.name: Invalid value: "a/b/c"`},
+		{"another kind", corev1.ObjectReference{Kind: "Pod", Name: "a/b/c"}, `target.kind: Unsupported value: "Pod"`},
+	} {
+		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: "absent", Namespace: "default"}, Target: tt.target}
+		_, err := s.Create(t.Context(), s.req("bindings", "default", ""), binding, nil)
+		if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), tt.fault) {
+			t.Errorf("%s: %v", tt.about, err)
+		}
+	}
+}
+
 func TestEviction(t *testing.T) {
 	s := start(t, nil)
 	for _, name := range []string{"a", "b"} {

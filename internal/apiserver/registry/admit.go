@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -93,7 +92,8 @@ func guardRecord(ctx context.Context, obj runtime.Object, before []metav1.Manage
 	}
 }
 
-// validate asks admission and guards about the object as it will be kept. Neither changes it.
+// validate asks admission and guards about the object as it will be kept. Neither changes it, nor the old one, which is
+// shared: plugins that validate get no copies, and tests see to it that they need none (package registrytest).
 func (r *Registry) validate(ctx context.Context, o operation, obj, old runtime.Object) error {
 	if guard := r.cfg.Guards[o.req.groupResource()]; guard != nil && o.op != admission.Delete {
 		if err := guard(ctx, o.req, obj, old); err != nil {
@@ -104,7 +104,7 @@ func (r *Registry) validate(ctx context.Context, o operation, obj, old runtime.O
 	if !ok || !validating.Handles(o.op) {
 		return nil
 	}
-	err := validating.Validate(ctx, o.attributes(ctx, copyOf(obj), copyOf(old)), objects{r})
+	err := validating.Validate(ctx, o.attributes(ctx, obj, old), objects{r})
 	return statusError(err, o.req.groupResource(), o.name, "admit")
 }
 
@@ -237,11 +237,14 @@ func dedupOwners(ctx context.Context, obj runtime.Object, afterAdmission bool) {
 	}
 	var kept []metav1.OwnerReference
 	var twice []string
+	seen := map[ownerIdentity]bool{}
 	for _, ref := range m.GetOwnerReferences() {
-		if slices.ContainsFunc(kept, func(k metav1.OwnerReference) bool { return apiequality.Semantic.DeepEqual(k, ref) }) {
+		id := identityOf(ref)
+		if seen[id] {
 			twice = append(twice, string(ref.UID))
 			continue
 		}
+		seen[id] = true
 		kept = append(kept, ref)
 	}
 	if len(twice) == 0 {
@@ -254,6 +257,24 @@ func dedupOwners(ctx context.Context, obj runtime.Object, afterAdmission bool) {
 	}
 	warning.AddWarning(ctx, "", fmt.Sprintf(".metadata.ownerReferences contains duplicate entries%s; "+
 		"duplicates were dropped, owner UIDs: %s", when, strings.Join(twice, ", ")))
+}
+
+// ownerIdentity is an owner reference by value: those that say the same are equal. A client may send as many as a request
+// has room for, which are too many to compare each with each.
+type ownerIdentity struct {
+	ref                      metav1.OwnerReference // without its pointers
+	controller, blocks       bool
+	noController, noBlocking bool // nothing is said of it
+}
+
+func identityOf(ref metav1.OwnerReference) ownerIdentity {
+	id := ownerIdentity{
+		controller: ref.Controller != nil && *ref.Controller, noController: ref.Controller == nil,
+		blocks: ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion, noBlocking: ref.BlockOwnerDeletion == nil,
+	}
+	ref.Controller, ref.BlockOwnerDeletion = nil, nil
+	id.ref = ref
+	return id
 }
 
 // uidConflict is the error for a UID precondition that does not hold.

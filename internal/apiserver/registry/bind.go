@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -64,11 +65,17 @@ func bindError(err error, name string) error {
 func validateBinding(binding *corev1.Binding) field.ErrorList {
 	var errs field.ErrorList
 	target := field.NewPath("target")
-	if binding.Target.Kind != "" && binding.Target.Kind != "Node" {
+	node := binding.Target.Kind == "" || binding.Target.Kind == "Node"
+	if !node {
 		errs = append(errs, field.NotSupported(target.Child("kind"), binding.Target.Kind, []string{"Node", "<empty>"}))
 	}
-	if binding.Target.Name == "" {
+	switch {
+	case binding.Target.Name == "":
 		errs = append(errs, field.Required(target.Child("name"), ""))
+	case node:
+		for _, fault := range apivalidation.NameIsDNSSubdomain(binding.Target.Name, false) {
+			errs = append(errs, field.Invalid(target.Child("name"), binding.Target.Name, fault))
+		}
 	}
 	return errs
 }

@@ -85,11 +85,15 @@ func (r *Registry) manageCreate(ctx context.Context, req Request, obj runtime.Ob
 	if err != nil {
 		return nil, err
 	}
+	who := manager(ctx, fieldManager)
+	if fields.Create(obj, who) {
+		return obj, nil
+	}
 	empty, err := req.Resource.Codec().New(req.gv())
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	return fields.UpdateNoErrors(empty, obj, manager(ctx, fieldManager)), nil
+	return fields.UpdateNoErrors(empty, obj, who), nil
 }
 
 // createNamed draws names until one is free, when the name is to be generated.
@@ -150,7 +154,7 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 			return Result{}, r.alreadyExists(req, key, m.GetGenerateName())
 		}
 		_, err := r.charge(ctx, o, stored, nil)
-		return Result{Object: stored}, err
+		return asRead(req, stored), err
 	}
 	var entry *store.Entry
 	err = r.charged(ctx, o, stored, nil, func(opts store.WriteOptions) (err error) {
@@ -165,6 +169,12 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 		return Result{}, err
 	}
 	return Result{Entry: entry}, nil
+}
+
+// asRead is the result of a dry run: as everything that is read, it has its defaults, also where rules took them away.
+func asRead(req Request, obj runtime.Object) Result {
+	req.Resource.Codec().Default(obj)
+	return Result{Object: obj}
 }
 
 // alreadyExists explains a name that is taken.
@@ -256,5 +266,8 @@ func (r *Registry) createAction(ctx context.Context, req Request, obj runtime.Ob
 
 // keepsMeta tells whether UID and resource version of an action are its preconditions.
 func keepsMeta(req Request) bool {
+	if req.Resource.Resource == "serviceaccounts" && req.Subresource == "token" {
+		return true
+	}
 	return slices.Contains([]string{"binding", ""}, req.Subresource) && (req.Resource.Resource == "pods" || req.Resource.Resource == "bindings")
 }

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/warning"
 
@@ -37,6 +38,9 @@ func (r *Registry) Delete(ctx context.Context, req Request, opts *metav1.DeleteO
 	}
 	if errs := metav1validation.ValidateDeleteOptions(opts); len(errs) > 0 {
 		return Result{}, false, apierrors.NewInvalid(kindOf(metav1.GroupName, "DeleteOptions"), "", errs)
+	}
+	if IgnoresReadErrors(opts) {
+		return r.deleteUnreadable(ctx, req, isDryRun(opts.DryRun))
 	}
 	opts = opts.DeepCopy()
 	opts.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("DeleteOptions"))
@@ -124,8 +128,8 @@ func (r *Registry) deleteOnce(ctx context.Context, d *deletion) (Result, bool, e
 			return result, false, err
 		}
 	}
-	if crd, ok := obj.(*apiextensionsv1.CustomResourceDefinition); ok {
-		holdDefinition(crd)
+	if crd, ok := obj.(*apiextensionsv1.CustomResourceDefinition); ok && crd.DeletionTimestamp == nil {
+		return r.deleteDefinition(ctx, d, crd)
 	}
 	graceful, pending, err := req.Resource.Rules.PrepareDelete(ctx, obj, d.opts)
 	if err != nil {
@@ -150,8 +154,11 @@ func (r *Registry) deleteOnce(ctx context.Context, d *deletion) (Result, bool, e
 			return result, false, err
 		}
 	}
-	if d.o.dryRun {
+	if d.o.dryRun && (graceful || held || changed) {
 		return Result{Object: obj}, true, nil
+	}
+	if d.o.dryRun {
+		return r.deletedResult(req, d.entry, 0), true, nil
 	}
 	prev, revision, err := r.remove(ctx, req, d.table, d.entry)
 	if err != nil {
@@ -162,12 +169,24 @@ func (r *Registry) deleteOnce(ctx context.Context, d *deletion) (Result, bool, e
 	return r.deletedResult(req, prev, revision), true, nil
 }
 
+// deleteDefinition marks a definition for deletion. What becomes of its custom resources is no choice of the request's.
+func (r *Registry) deleteDefinition(ctx context.Context, d *deletion, crd *apiextensionsv1.CustomResourceDefinition) (Result, bool, error) {
+	if _, _, err := d.o.req.Resource.Rules.PrepareDelete(ctx, crd.DeepCopy(), d.opts.DeepCopy()); err != nil {
+		return Result{}, false, err
+	}
+	if err := r.validateDelete(ctx, d.o, crd); err != nil {
+		return Result{}, false, err
+	}
+	holdDefinition(crd)
+	now := metav1.Now()
+	crd.DeletionTimestamp = &now
+	_, result, err := r.markOnce(ctx, d, crd, false, true)
+	return result, false, err
+}
+
 // holdDefinition keeps a definition that is being deleted until its custom resources are gone, which the finalizer
 // asks for.
 func holdDefinition(crd *apiextensionsv1.CustomResourceDefinition) {
-	if crd.DeletionTimestamp != nil {
-		return
-	}
 	if !apihelpers.CRDHasFinalizer(crd, apiextensionsv1.CustomResourceCleanupFinalizer) {
 		crd.Finalizers = append(crd.Finalizers, apiextensionsv1.CustomResourceCleanupFinalizer)
 	}
@@ -420,7 +439,12 @@ func (r *Registry) DeleteCollection(ctx context.Context, req Request, opts *meta
 	if opts == nil {
 		opts = &metav1.DeleteOptions{}
 	}
-	if errs := metav1validation.ValidateDeleteOptions(opts); len(errs) > 0 {
+	errs := metav1validation.ValidateDeleteOptions(opts)
+	if len(errs) == 0 && IgnoresReadErrors(opts) {
+		errs = append(errs, field.Invalid(field.NewPath("ignoreStoreReadErrorWithClusterBreakingPotential"), true,
+			"is not allowed with DELETECOLLECTION, try again after removing the option"))
+	}
+	if len(errs) > 0 {
 		return Result{}, apierrors.NewInvalid(kindOf(metav1.GroupName, "DeleteOptions"), "", errs)
 	}
 	listOpts = listOpts.DeepCopy()
@@ -432,6 +456,7 @@ func (r *Registry) DeleteCollection(ctx context.Context, req Request, opts *meta
 		listOpts.Limit = collectionPage
 	}
 	ctx = r.context(ctx, req, "deletecollection")
+	warnOfOrphans(ctx, req, opts)
 	var entries []*store.Entry
 	revision := int64(0)
 	for {

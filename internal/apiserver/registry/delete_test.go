@@ -5,6 +5,7 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +27,61 @@ func TestDeleteAnswersWithAStatus(t *testing.T) {
 	}
 	if _, _, err = s.Delete(t.Context(), s.req("configmaps", "default", "one"), nil); !apierrors.IsNotFound(err) {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// A dry run answers as the deletion would.
+func TestDryDeletionAnswersWithAStatus(t *testing.T) {
+	s := start(t, nil)
+	made := create[*corev1.ConfigMap](s, "configmaps", "default", newConfigMap("one", nil))
+	result, deleted, err := s.Delete(t.Context(), s.req("configmaps", "default", "one"), &metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil || !deleted {
+		t.Fatalf("delete: %v, deleted %v", err, deleted)
+	}
+	if status := kept2[*metav1.Status](t, result.Object); status.Status != metav1.StatusSuccess || status.Details.UID != made.UID {
+		t.Errorf("status is %s", asJSON(t, status))
+	}
+	get[*corev1.ConfigMap](s, "configmaps", "default", "one")
+	result, _, err = s.Delete(t.Context(), s.req("configmaps", "default", "one"),
+		&metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}, PropagationPolicy: ptr.To(metav1.DeletePropagationForeground)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held := kept2[*corev1.ConfigMap](t, result.Object); held.DeletionTimestamp == nil {
+		t.Errorf("one that would stay is shown as %s", asJSON(t, held))
+	}
+}
+
+// A definition that is being deleted is marked, whatever the options say about its dependents.
+func TestDeletionOfDefinitions(t *testing.T) {
+	s := start(t, nil)
+	const name = "ships.fleet.example.com"
+	create[*apiextensionsv1.CustomResourceDefinition](s, "customresourcedefinitions.apiextensions.k8s.io", "", decode[*apiextensionsv1.CustomResourceDefinition](t, `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: ships.fleet.example.com}
+spec:
+  group: fleet.example.com
+  scope: Cluster
+  names: {plural: ships, singular: ship, kind: Ship}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]
+`))
+	req := s.req("customresourcedefinitions.apiextensions.k8s.io", "", name)
+	other := &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: ptr.To(types.UID("other"))}}
+	if _, _, err := s.Delete(t.Context(), req, other); !apierrors.IsConflict(err) {
+		t.Errorf("another UID: %v", err)
+	}
+	foreground := &metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationForeground)}
+	result, deleted, err := s.Delete(t.Context(), req, foreground)
+	if err != nil || deleted {
+		t.Fatalf("delete: %v, deleted %v", err, deleted)
+	}
+	crd := kept[*apiextensionsv1.CustomResourceDefinition](s, result)
+	if len(crd.Finalizers) != 1 || crd.Finalizers[0] != apiextensionsv1.CustomResourceCleanupFinalizer {
+		t.Errorf("finalizers %v", crd.Finalizers)
+	}
+	if crd.DeletionTimestamp == nil || crd.DeletionGracePeriodSeconds != nil || crd.Generation != 1 {
+		t.Errorf("marked as %s", asJSON(t, crd.ObjectMeta))
 	}
 }
 

@@ -65,7 +65,7 @@ func evictionOptions(eviction *policyv1.Eviction, dryRun bool) (*metav1.DeleteOp
 	if dryRun {
 		opts.DryRun = []string{metav1.DryRunAll}
 	}
-	if opts.IgnoreStoreReadErrorWithClusterBreakingPotential != nil && *opts.IgnoreStoreReadErrorWithClusterBreakingPotential {
+	if IgnoresReadErrors(opts) {
 		return nil, apierrors.NewBadRequest("deleteOptions.ignoreStoreReadErrorWithClusterBreakingPotential can not be set for pod eviction")
 	}
 	return opts, nil

@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/applyconfigurations"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	aggregation "k8s.io/kube-aggregator/pkg/client/applyconfiguration"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
 
@@ -85,21 +87,21 @@ func (f *fieldManagers) make(req Request) (*ownership.Recorder, error) {
 // stock makes upstream's.
 func (f *fieldManagers) stock(req Request) (*managedfields.FieldManager, error) {
 	kind := req.kind()
+	var reset map[fieldpath.APIVersion]fieldpath.Filter
+	if sets := resetFields(req); sets != nil {
+		reset = fieldpath.NewExcludeFilterSetMap(sets)
+	}
 	return managedfields.NewDefaultFieldManager(f.types, versionConverter{}, api.Scheme(), kindCreater{},
-		kind, kind.GroupVersion(), req.Subresource, resetFields(req))
+		kind, kind.GroupVersion(), req.Subresource, reset)
 }
 
 // resetFields are the fields that a request cannot set, by version.
-func resetFields(req Request) map[fieldpath.APIVersion]fieldpath.Filter {
+func resetFields(req Request) map[fieldpath.APIVersion]*fieldpath.Set {
 	rules := req.rules()
 	if rules == nil {
 		return nil
 	}
-	sets := rules.ResetFields()
-	if sets == nil {
-		return nil
-	}
-	return fieldpath.NewExcludeFilterSetMap(sets)
+	return rules.ResetFields()
 }
 
 // lazyTypes loads the schemas of all kinds at first use: they take tens of milliseconds.
@@ -108,8 +110,8 @@ type lazyTypes struct {
 }
 
 type typeSet struct {
-	kinds, extensions, scale managedfields.TypeConverter
-	err                      error
+	kinds, extensions, aggregation, scale managedfields.TypeConverter
+	err                                   error
 }
 
 // of is the converter of a kind's objects.
@@ -119,6 +121,8 @@ func (s typeSet) of(kind schema.GroupVersionKind) managedfields.TypeConverter {
 		return s.scale
 	case kind.Group == apiextensionsv1.GroupName:
 		return s.extensions
+	case kind.Group == apiregistrationv1.GroupName:
+		return s.aggregation
 	default:
 		return s.kinds
 	}
@@ -128,9 +132,10 @@ func newLazyTypes() *lazyTypes {
 	return &lazyTypes{load: sync.OnceValue(func() typeSet {
 		scale, err := typesOfScale(api.Scheme())
 		return typeSet{
-			kinds:      applyconfigurations.NewTypeConverter(api.Scheme()),
-			extensions: extensions.NewTypeConverter(api.Scheme()),
-			scale:      scale, err: err,
+			kinds:       applyconfigurations.NewTypeConverter(api.Scheme()),
+			extensions:  extensions.NewTypeConverter(api.Scheme()),
+			aggregation: aggregation.NewTypeConverter(api.Scheme()),
+			scale:       scale, err: err,
 		}
 	})}
 }

@@ -276,7 +276,7 @@ func (r *Registry) keep(ctx context.Context, c change, table *store.Table, entry
 	}
 	if c.op.dryRun {
 		_, err := r.charge(ctx, c.op, stored, live)
-		return outcome{result: Result{Object: stored}}, err
+		return outcome{result: asRead(req, stored)}, err
 	}
 	out := outcome{became: refused}
 	err = r.charged(ctx, c.op, stored, live, func(opts store.WriteOptions) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/big"
 	"math/rand/v2"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,6 +22,7 @@ type nodePorts struct {
 	ports utilnet.PortRange
 	res   *api.Resource
 	table *store.Table
+	turns *turns // of this server's changes, which would overtake each other
 }
 
 // errPortsFull tells that every node port is taken.
@@ -38,7 +40,7 @@ func newNodePorts(ports utilnet.PortRange, res *api.Resource, table *store.Table
 	if ports.Size == 0 {
 		ports = utilnet.PortRange{Base: 30000, Size: 2768}
 	}
-	return &nodePorts{ports: ports, res: res, table: table}
+	return &nodePorts{ports: ports, res: res, table: table, turns: newTurns()}
 }
 
 func (n *nodePorts) key() store.Key { return store.Key{Name: "servicenodeports"} }
@@ -79,8 +81,14 @@ func (n *nodePorts) take(ctx context.Context, plan *portPlan, dryRun bool) ([]in
 	return took, nil
 }
 
+// releaseLimit is how long it is tried to give ports back, for which a request waits that is done otherwise. What cannot be
+// given back meanwhile is reclaimed.
+const releaseLimit = 10 * time.Second
+
 // release gives ports back. Ports outside the range are passed over: it may have been another.
 func (n *nodePorts) release(ctx context.Context, ports []int32) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseLimit)
+	defer cancel()
 	return n.update(ctx, false, func(bits *big.Int) error {
 		for _, port := range ports {
 			if n.ports.Contains(int(port)) {
@@ -94,15 +102,22 @@ func (n *nodePorts) release(ctx context.Context, ports []int32) error {
 // update changes the bitmap by compare-and-swap.
 func (n *nodePorts) update(ctx context.Context, dryRun bool, change func(bits *big.Int) error) error {
 	gr := n.res.GroupResource
+	if !dryRun {
+		done, err := n.turns.take(ctx, "the node ports")
+		if err != nil {
+			return statusError(err, gr, n.key().Name, "update")
+		}
+		defer done()
+	}
 	for {
 		entry, ok := n.table.Get(n.key())
 		allocation := &corev1.RangeAllocation{}
 		if ok {
-			obj, err := entry.Object()
+			kept, err := rangeOf(entry)
 			if err != nil {
 				return statusError(err, gr, n.key().Name, "read")
 			}
-			allocation = obj.(*corev1.RangeAllocation).DeepCopy()
+			allocation = kept.DeepCopy()
 		}
 		allocation.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("RangeAllocation"))
 		if allocation.Range == "" {
@@ -133,6 +148,19 @@ func (n *nodePorts) update(ctx context.Context, dryRun bool, change func(bits *b
 			return statusError(err, gr, n.key().Name, "update")
 		}
 	}
+}
+
+// rangeOf is the bitmap as it is kept, which is shared.
+func rangeOf(entry *store.Entry) (*corev1.RangeAllocation, error) {
+	obj, err := entry.Object()
+	if err != nil {
+		return nil, err
+	}
+	allocation, ok := obj.(*corev1.RangeAllocation)
+	if !ok {
+		return nil, fmt.Errorf("the node ports that are taken are kept as a %T", obj)
+	}
+	return allocation, nil
 }
 
 // staticPart is how many values at the start of a range are left to those who ask for certain

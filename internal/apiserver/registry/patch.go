@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
@@ -26,6 +27,7 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"barque.dev/internal/api"
+	"barque.dev/internal/apiserver/nesting"
 	"barque.dev/internal/apiserver/ownership"
 )
 
@@ -64,6 +66,16 @@ func (r *Registry) Patch(ctx context.Context, req Request, kind types.PatchType,
 	if errs := metav1validation.ValidatePatchOptions(opts, kind); len(errs) > 0 {
 		return Result{}, false, apierrors.NewInvalid(kindOf(metav1.GroupName, "PatchOptions"), "", errs)
 	}
+	if kind != types.ApplyYAMLPatchType && !json.Valid(body) {
+		return Result{}, false, apierrors.NewBadRequest("invalid JSON patch")
+	}
+	check := nesting.CheckJSON
+	if kind == types.ApplyYAMLPatchType {
+		check = nesting.CheckYAML
+	}
+	if err := check(body); err != nil {
+		return Result{}, false, apierrors.NewRequestEntityTooLargeError(err.Error())
+	}
 	v, err := r.viewOf(req)
 	if err != nil {
 		return Result{}, false, err
@@ -99,11 +111,20 @@ func (r *Registry) Patch(ctx context.Context, req Request, kind types.PatchType,
 func (p *patch) apply(ctx context.Context, live runtime.Object) (runtime.Object, error) {
 	var out runtime.Object
 	var err error
+	var ok bool
 	switch p.kind {
-	case types.JSONPatchType, types.MergePatchType:
+	case types.JSONPatchType:
 		out, err = p.applyJSON(ctx, live)
+	case types.MergePatchType:
+		out, ok = p.patchPart(live, p.mergePart)
+		if !ok {
+			out, err = p.applyJSON(ctx, live)
+		}
 	case types.StrategicMergePatchType:
-		out, err = p.applyStrategic(ctx, live)
+		out, ok = p.patchPart(live, mergePartStrategic)
+		if !ok {
+			out, err = p.applyStrategic(ctx, live)
+		}
 	case types.ApplyYAMLPatchType:
 		return p.applyConfiguration(ctx, live)
 	default:
@@ -112,6 +133,11 @@ func (p *patch) apply(ctx context.Context, live runtime.Object) (runtime.Object,
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.req.Subresource != "scale" {
+		if out, err = normalize(p.req, out); err != nil {
+			return nil, err
+		}
 	}
 	return p.fields.UpdateNoErrors(live, out, manager(ctx, p.opts.FieldManager)), nil
 }
@@ -125,6 +151,9 @@ func (p *patch) applyJSON(ctx context.Context, live runtime.Object) (runtime.Obj
 	after, complaints, err := p.patchJSON(before)
 	if err != nil {
 		return nil, err
+	}
+	if err := nesting.CheckJSON(after); err != nil { // operations have paths of their own, and copy
+		return nil, apierrors.NewRequestEntityTooLargeError(err.Error())
 	}
 	out, err := p.decode(after)
 	if strict, ok := runtime.AsStrictDecodingError(err); ok && out != nil {
@@ -153,7 +182,7 @@ func (p *patch) patchJSON(before []byte) (after []byte, complaints []error, err 
 		}
 		after, err = jsonpatch.MergePatch(before, p.body)
 		if err != nil {
-			return nil, nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
+			return nil, nil, apierrors.NewBadRequest(err.Error())
 		}
 		return after, complaints, nil
 	}
@@ -231,15 +260,17 @@ func (p *patch) applyStrategic(ctx context.Context, live runtime.Object) (runtim
 func (p *patch) applyConfiguration(ctx context.Context, live runtime.Object) (runtime.Object, error) {
 	wanted := &unstructured.Unstructured{Object: map[string]any{}}
 	if err := yaml.Unmarshal(p.body, &wanted.Object); err != nil {
+		// Stock makes JSON of what is not JSON before it decodes anything, and words the two failures apart.
+		text, broken := strings.CutPrefix(err.Error(), "error converting YAML to JSON: ")
+		if broken && !yaml.IsJSONBuffer(p.body) {
+			return nil, apierrors.NewBadRequest("error encoding patch: " + text)
+		}
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("error decoding patch: %v", err))
 	}
 	force := p.opts.Force != nil && *p.opts.Force
 	out, err := p.fields.Apply(live, wanted, p.opts.FieldManager, force)
 	if err != nil {
-		if status := apierrors.APIStatus(nil); errors.As(err, &status) {
-			return nil, err
-		}
-		return nil, apierrors.NewInternalError(err)
+		return nil, applyError(err)
 	}
 	if p.strict() {
 		if err := yaml.UnmarshalStrict(p.body, &map[string]any{}); err != nil {
@@ -250,6 +281,17 @@ func (p *patch) applyConfiguration(ctx context.Context, live runtime.Object) (ru
 		}
 	}
 	return out, nil
+}
+
+// applyError is what is wrong with a configuration, or with the object that it was applied to. Which of them it is the
+// library tells by its words alone.
+func applyError(err error) error {
+	for _, head := range []string{"failed to create typed patch object ", "failed to convert new typed object ", "failed to convert new object "} {
+		if strings.HasPrefix(err.Error(), head) {
+			return apierrors.NewBadRequest(err.Error())
+		}
+	}
+	return err
 }
 
 // complain reports unknown and repeated fields as the client asked: as an error or as warnings,
@@ -276,15 +318,11 @@ func unprocessable(err error) error {
 	return apierrors.NewGenericServerResponse(http.StatusUnprocessableEntity, "", schema.GroupResource{}, "", err.Error(), 0, false)
 }
 
+// strategicError is what a strategic merge patch did wrong: the object that it is merged into is one of ours. Stock
+// answers 500 where the library has no error of its own kind, such as for a list of another type.
 func strategicError(err error) error {
-	switch {
-	case errors.Is(err, mergepatch.ErrBadJSONDoc), errors.Is(err, mergepatch.ErrBadPatchFormatForPrimitiveList),
-		errors.Is(err, mergepatch.ErrBadPatchFormatForRetainKeys), errors.Is(err, mergepatch.ErrBadPatchFormatForSetElementOrderList),
-		errors.Is(err, mergepatch.ErrUnsupportedStrategicMergePatchFormat):
-		return apierrors.NewBadRequest(err.Error())
-	case errors.Is(err, mergepatch.ErrNoListOfLists), errors.Is(err, mergepatch.ErrPatchContentNotMatchRetainKeys):
+	if errors.Is(err, mergepatch.ErrNoListOfLists) || errors.Is(err, mergepatch.ErrPatchContentNotMatchRetainKeys) {
 		return unprocessable(err)
-	default:
-		return apierrors.NewInternalError(err)
 	}
+	return apierrors.NewBadRequest(err.Error())
 }

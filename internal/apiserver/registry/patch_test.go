@@ -33,6 +33,40 @@ spec:
       - {name: b, image: "example/b:1"}
 `
 
+// What an object can't be made of is its sender's fault.
+func TestUnreadableConfigurations(t *testing.T) {
+	s := start(t, nil)
+	create[*corev1.ConfigMap](s, "configmaps", "default", newConfigMap("one", nil))
+	for _, body := range []string{
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"one"},"data":{"x":[1]}}`,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"one"},"dta":{"x":"y"}}`,
+		`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"one","creationTimestamp":"yesterday"}}`,
+	} {
+		_, _, err := s.Patch(t.Context(), s.req("configmaps", "default", "one"), types.ApplyYAMLPatchType, []byte(body), &metav1.PatchOptions{FieldManager: "m"})
+		if !apierrors.IsBadRequest(err) {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+}
+
+// Dry runs show what would be read afterwards.
+func TestDryRunsHaveDefaults(t *testing.T) {
+	s := start(t, nil)
+	claim := decode[*corev1.PersistentVolumeClaim](t, `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: c, namespace: default}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+`)
+	result, err := s.Create(t.Context(), s.req("persistentvolumeclaims", "default", ""), claim, &metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := kept[*corev1.PersistentVolumeClaim](s, result); got.Status.Phase != corev1.ClaimPending {
+		t.Errorf("phase %q", got.Status.Phase)
+	}
+}
+
 func TestPatches(t *testing.T) {
 	s := start(t, nil)
 	create[*appsv1.Deployment](s, "deployments.apps", "default", decode[*appsv1.Deployment](t, deployment))
@@ -85,6 +119,28 @@ func TestPatches(t *testing.T) {
 	}
 	if _, _, err = s.Patch(t.Context(), s.req("deployments.apps", "default", "none"), types.MergePatchType, []byte(`{}`), nil); !apierrors.IsNotFound(err) {
 		t.Errorf("a patch of what is not there: %v", err)
+	}
+}
+
+// Whoever patches one of two fields that say the same owns what has come of it: the address range of a node that is told
+// once wins over the list of them.
+func TestPatchesOfFieldsWithTwoSpellings(t *testing.T) {
+	for kind, body := range map[types.PatchType]string{
+		types.StrategicMergePatchType: `{"spec":{"podCIDR":"10.42.77.0/24","podCIDRs":["fe80::/64"]}}`,
+		types.MergePatchType:          `{"spec":{"podCIDR":"10.42.77.0/24","podCIDRs":["fe80::/64"]}}`,
+		types.JSONPatchType:           `[{"op":"add","path":"/spec/podCIDR","value":"10.42.77.0/24"},{"op":"add","path":"/spec/podCIDRs","value":["fe80::/64"]}]`,
+	} {
+		s := start(t, nil)
+		create[*corev1.Node](s, "nodes", "", decode[*corev1.Node](t, "apiVersion: v1\nkind: Node\nmetadata: {name: node1, labels: {a: b}}\n"))
+		result, _, err := s.Patch(t.Context(), s.req("nodes", "", "node1"), kind, []byte(body), &metav1.PatchOptions{FieldManager: "m"})
+		if err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		node := kept[*corev1.Node](s, result)
+		owned := asJSON(t, node.ManagedFields)
+		if len(node.Spec.PodCIDRs) != 1 || node.Spec.PodCIDRs[0] != "10.42.77.0/24" || !strings.Contains(owned, "10.42.77.0/24") || strings.Contains(owned, "fe80::/64") {
+			t.Errorf("%s: the ranges are %v, owned are %s", kind, node.Spec.PodCIDRs, owned)
+		}
 	}
 }
 

@@ -101,13 +101,13 @@ func parseRevision(version string) (int64, error) {
 	return revision, nil
 }
 
-// turns lets one write of a namespace at a time go on.
+// turns lets one write of a namespace, or of something else that has a name, at a time go on.
 type turns struct {
 	mu    sync.Mutex
 	lanes map[string]*lane
 }
 
-// lane is a namespace with writes under way.
+// lane is what writes are under way of.
 type lane struct {
 	free  chan struct{} // holds one token, which whoever goes on has taken
 	users int
@@ -138,6 +138,6 @@ func (t *turns) take(ctx context.Context, name string) (release func(), err erro
 		return func() { l.free <- struct{}{}; leave() }, nil
 	case <-ctx.Done():
 		leave()
-		return nil, fmt.Errorf("wait for the writes of namespace %s: %w", name, ctx.Err())
+		return nil, fmt.Errorf("wait for the writes of %s before this one: %w", name, ctx.Err())
 	}
 }

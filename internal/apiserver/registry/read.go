@@ -12,6 +12,7 @@ import (
 	listvalidation "k8s.io/apimachinery/pkg/apis/meta/internalversion/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	genericstorage "k8s.io/apiserver/pkg/storage"
 
 	"barque.dev/internal/store"
@@ -97,11 +98,11 @@ func parseVersion(version string) (int64, error) {
 	if version == "" || version == "0" {
 		return 0, nil
 	}
-	revision, err := strconv.ParseInt(version, 10, 64)
-	if err != nil || revision < 0 {
-		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version %q", version))
+	revision, err := strconv.ParseUint(version, 10, 63)
+	if err != nil {
+		return 0, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: %v", field.Invalid(field.NewPath("resourceVersion"), version, err.Error())))
 	}
-	return revision, nil
+	return int64(revision), nil
 }
 
 // A List is a page of objects of one revision.
@@ -241,6 +242,13 @@ func page(req Request, sel *selector, snapshot *store.Snapshot, after store.Key,
 	count := sel.everything() && sel.name == ""
 	more, rest := false, int64(0)
 	first := after == store.Key{}
+	if count {
+		room := min(int64(snapshot.Len("")), 8192)
+		if limit > 0 {
+			room = min(room, limit)
+		}
+		out.Entries = make([]*store.Entry, 0, room)
+	}
 	err := sel.scan(snapshot, after, func(entry *store.Entry) bool {
 		if limit > 0 && int64(len(out.Entries)) >= limit {
 			more = true
@@ -251,7 +259,7 @@ func page(req Request, sel *selector, snapshot *store.Snapshot, after store.Key,
 		return true
 	})
 	if err != nil {
-		return nil, statusError(err, req.groupResource(), "", "list")
+		return nil, listError(err, req, snapshot, sel, after)
 	}
 	if !more {
 		return out, nil

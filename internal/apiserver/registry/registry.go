@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -83,8 +84,9 @@ type Config struct {
 	NodePortRange utilnet.PortRange
 	// Indexes are kept by the store beside those of the resources themselves, by name.
 	Indexes map[schema.GroupResource]map[string]store.IndexFunc
-	// Transformers encrypt resources at rest.
-	Transformers map[schema.GroupResource]store.Transformer
+	// Transformer returns what encrypts a resource at rest, or nil; it may itself be nil. It is asked
+	// whenever a resource comes to be served.
+	Transformer func(schema.GroupResource) store.Transformer
 	// Virtual creates what is not kept: "tokenreviews.authentication.k8s.io", or
 	// "serviceaccounts/token" for a subresource.
 	Virtual map[string]Handler
@@ -105,6 +107,8 @@ type Registry struct {
 	ports   *nodePorts
 	ips     *clusterIPs
 	turns   *turns
+	// abandoned is what Reclaim has seen.
+	abandoned abandoned
 
 	// changing serialises changes of what is served. It is taken before mu, and held while etcd is read.
 	changing  sync.Mutex
@@ -131,6 +135,7 @@ func New(cfg Config) (*Registry, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
+	r.cfg.Admission = remarked(cfg.Admission)
 	r.fields = newFieldManagers()
 	r.lookups = &api.Lookups{Authorizer: cfg.Authorizer, Get: r.lookupObject}
 	for _, res := range api.Resources() {
@@ -282,10 +287,20 @@ func (r *Registry) schemaOf(res *api.Resource) store.Schema {
 		indexes = map[string]store.IndexFunc{}
 	}
 	maps.Copy(indexes, res.Indexes)
-	return store.Schema{
-		Prefix: res.KeyPrefix(), Namespaced: res.Namespaced, Decode: res.Codec().Decode,
-		Indexes: indexes, Transform: r.cfg.Transformers[res.GroupResource],
+	out := store.Schema{
+		Prefix: res.KeyPrefix(), Namespaced: res.Namespaced, Decode: res.Codec().Decode, Indexes: indexes,
 	}
+	if r.cfg.Transformer != nil {
+		out.Transform = r.cfg.Transformer(res.GroupResource)
+	}
+	return out
+}
+
+// Kept returns the tables of everything that is kept, in no order.
+func (r *Registry) Kept() []*store.Table {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return slices.Collect(maps.Values(r.tables))
 }
 
 // tableOf is the table that a request's objects are in.

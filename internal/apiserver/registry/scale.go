@@ -169,7 +169,10 @@ func (v scaleView) merge(live, seen runtime.Object) (runtime.Object, error) {
 	if err := rs.set(scale.Spec.Replicas); err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
-	rs.meta.SetResourceVersion(scale.ResourceVersion)
+	// Custom resources can't be changed unconditionally; through their scale they can.
+	if scale.ResourceVersion != "" || v.req.Resource.Custom == nil {
+		rs.meta.SetResourceVersion(scale.ResourceVersion)
+	}
 	rs.meta.SetManagedFields(fields)
 	return out, nil
 }

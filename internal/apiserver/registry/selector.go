@@ -1,13 +1,19 @@
 package registry
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/selection"
 
 	"barque.dev/internal/api"
@@ -17,17 +23,26 @@ import (
 // A selector decides which objects a list or watch shows. It is immutable.
 type selector struct {
 	resource  *api.Resource
-	namespace string // "" is all
-	name      string // "" is all
+	kind      schema.GroupVersionKind // in the version that the client speaks
+	namespace string                  // "" is all
+	name      string                  // "" is all
 	labels    labels.Selector
 	fields    fields.Selector // without what namespace and name say already
 	// index and value are a field requirement that the store has an index for.
 	index, value string
+	// terms are requirements by any of which the store may find what fulfils it without looking at every object.
+	terms []term
+}
+
+// term is a requirement that one trait of an object has one of some values.
+type term struct {
+	trait  store.Trait
+	values []string
 }
 
 // newSelector understands a request's selectors in the version that it speaks.
 func newSelector(req Request, opts *metainternalversion.ListOptions) (*selector, error) {
-	s := &selector{resource: req.Resource, name: req.Name, labels: labels.Everything(), fields: fields.Everything()}
+	s := &selector{resource: req.Resource, kind: req.gv().WithKind(req.Resource.Kind), name: req.Name, labels: labels.Everything(), fields: fields.Everything()}
 	if req.Resource.Namespaced {
 		s.namespace = req.Namespace
 	}
@@ -36,6 +51,7 @@ func newSelector(req Request, opts *metainternalversion.ListOptions) (*selector,
 	}
 	if opts.LabelSelector != nil {
 		s.labels = opts.LabelSelector
+		s.labelTerms()
 	}
 	if opts.FieldSelector == nil || opts.FieldSelector.Empty() {
 		return s, nil
@@ -71,6 +87,8 @@ func (s *selector) narrow(all fields.Selector) error {
 			continue
 		case exact && s.index == "" && s.resource.Indexes[want.Field] != nil:
 			s.index, s.value = want.Field, want.Value
+		case exact && s.resource.FillFields != nil:
+			s.terms = append(s.terms, s.fieldTerm(want.Field, want.Value))
 		}
 		if exact {
 			rest = append(rest, fields.OneTermEqualSelector(want.Field, want.Value))
@@ -85,6 +103,73 @@ func (s *selector) narrow(all fields.Selector) error {
 		s.fields = fields.AndSelectors(rest...)
 	}
 	return nil
+}
+
+// labelTerms notes which labels the selector wants one of some values of.
+func (s *selector) labelTerms() {
+	requirements, _ := s.labels.Requirements()
+	for _, r := range requirements {
+		switch r.Operator() {
+		case selection.Equals, selection.DoubleEquals, selection.In:
+			s.terms = append(s.terms, term{store.LabelTrait(r.Key()), r.ValuesUnsorted()})
+		}
+	}
+}
+
+// fieldTerm is the requirement that a field of a built-in kind has a value. Two kinds may be kept in one table and know other fields
+// (events), so the trait has the group's name.
+func (s *selector) fieldTerm(field, value string) term {
+	fill := s.resource.FillFields
+	return term{values: []string{value}, trait: store.Trait{Name: "field " + s.resource.Group + " " + field, Value: func(obj runtime.Object) (string, bool) {
+		set := fieldSets.Get().(fields.Set)
+		fill(obj, set)
+		value := set[field] // what an object lacks is "" to a field selector
+		clear(set)
+		fieldSets.Put(set)
+		return value, true
+	}}}
+}
+
+// fieldSets are empty sets for the fields of one object, which a list looks at for thousands.
+var fieldSets = sync.Pool{New: func() any { return make(fields.Set, 16) }}
+
+// fieldsMatch tells whether the field selector shows an object, which is the entry's.
+func (s *selector) fieldsMatch(entry *store.Entry, obj runtime.Object) bool {
+	if s.resource.FillFields == nil {
+		return s.fields.Matches(s.keptFields(entry, obj))
+	}
+	set := fieldSets.Get().(fields.Set)
+	s.resource.FillFields(obj, set)
+	matches := s.fields.Matches(set)
+	clear(set)
+	fieldSets.Put(set)
+	return matches
+}
+
+// fieldsID is the key under which versions of custom resources keep the fields that one of the resource's versions shows.
+type fieldsID struct{ kind schema.GroupVersionKind }
+
+// errNoFields is why fields are not kept: they could not be found out this time.
+var errNoFields = errors.New("no fields")
+
+// keptFields are the fields of a custom resource. To find them a webhook may have to convert it, so they are kept with the entry.
+func (s *selector) keptFields(entry *store.Entry, obj runtime.Object) fields.Set {
+	kind := s.kind
+	if obj.GetObjectKind().GroupVersionKind() == kind {
+		return s.resource.Fields(obj)
+	}
+	kept, err := entry.Wire(fieldsID{kind}, func() ([]byte, error) {
+		set := s.resource.Fields(obj)
+		if len(set) == 0 {
+			return nil, errNoFields
+		}
+		return json.Marshal(set)
+	})
+	set := fields.Set{}
+	if err != nil || json.Unmarshal(kept, &set) != nil {
+		return fields.Set{}
+	}
+	return set
 }
 
 // everything tells whether key and namespace alone decide.
@@ -107,7 +192,10 @@ func (s *selector) matches(entry *store.Entry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if !s.fields.Empty() && !s.fields.Matches(s.resource.Fields(obj)) {
+	if s.index != "" && !slices.Contains(s.resource.Indexes[s.index](obj), s.value) {
+		return false, nil // nearly always so for a node's agent, of which there are many: no need to know all fields
+	}
+	if !s.fields.Empty() && !s.fieldsMatch(entry, obj) {
 		return false, nil
 	}
 	if s.labels.Empty() {
@@ -147,7 +235,14 @@ func (s *selector) scan(snapshot *store.Snapshot, after store.Key, f func(*store
 				break
 			}
 		}
+	case s.everything() && s.name == "":
+		snapshot.Ascend(s.namespace, after, f)
 	default:
+		for _, t := range s.terms {
+			if snapshot.AscendTrait(t.trait, t.values, s.namespace, after, visit) {
+				return failure
+			}
+		}
 		snapshot.Ascend(s.namespace, after, visit)
 	}
 	return failure

@@ -30,7 +30,8 @@ func fateOf(err error) fate {
 	case err == nil:
 		return wasKept
 	case raced(err), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrFenced), errors.Is(err, store.ErrOvertaken),
-		errors.Is(err, store.ErrRejected), errors.Is(err, store.ErrLeaseNotFound):
+		errors.Is(err, store.ErrRejected), errors.Is(err, store.ErrLeaseNotFound),
+		errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrUncertain):
 		return refused
 	default:
 		return unknown
@@ -180,6 +181,9 @@ func (a *allocation) nodePorts() error {
 			held[p] = true
 		}
 	}
+	if len(a.service.Spec.Ports) > protocols*a.registry.ports.ports.Size && needsNodePorts(a.service) {
+		return (&portPlan{}).failure(a.service, errPortsFull)
+	}
 	want, err := planNodePorts(a.service, held)
 	if err != nil {
 		return err
@@ -324,29 +328,39 @@ type portPlan struct {
 
 const healthPlace = -1
 
+// protocols is how many ports of a service can share a node port: one of each protocol. What has more ports than that for
+// each node port there is need not be looked at, which would take the square of their number.
+const protocols = 3
+
+// givenPort is a node port that a service names, for one protocol.
+type givenPort struct {
+	port     int32
+	protocol corev1.Protocol
+}
+
 // planNodePorts decides which node ports a service takes beyond those that it holds. Ports of one
 // number and different protocols share a node port.
 func planNodePorts(service *corev1.Service, held map[int32]bool) (*portPlan, error) {
 	plan := &portPlan{same: map[int]int{}}
+	wanted := maps.Clone(held)
 	take := func(port int32) {
-		if !held[port] && !slices.Contains(plan.exact, port) {
+		if !wanted[port] {
+			wanted[port] = true
 			plan.exact = append(plan.exact, port)
 		}
 	}
 	typed := service.Spec.Type == corev1.ServiceTypeNodePort || service.Spec.Type == corev1.ServiceTypeLoadBalancer
-	ports := service.Spec.Ports
+	ports, given := service.Spec.Ports, map[givenPort]bool{}
 	for i := range ports {
 		if !typed {
 			break
 		}
 		p := &ports[i]
-		for _, q := range ports[:i] {
-			if p.NodePort != 0 && p.NodePort == q.NodePort && p.Protocol == q.Protocol {
-				return nil, invalidService(service, field.Duplicate(field.NewPath("spec", "ports").Index(i).Child("nodePort"), p.NodePort))
-			}
-		}
-		switch {
+		switch g := (givenPort{p.NodePort, p.Protocol}); {
+		case p.NodePort != 0 && given[g]:
+			return nil, invalidService(service, field.Duplicate(field.NewPath("spec", "ports").Index(i).Child("nodePort"), p.NodePort))
 		case p.NodePort != 0:
+			given[g] = true
 			take(p.NodePort)
 		case needsNodePorts(service):
 			plan.findPlace(ports, i)

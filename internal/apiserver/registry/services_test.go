@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -227,6 +228,26 @@ func TestServersAllocateUniquely(t *testing.T) {
 			t.Errorf("%s shares %s or %d", svc.Name, svc.Spec.ClusterIP, svc.Spec.Ports[0].NodePort)
 		}
 		ips[svc.Spec.ClusterIP], ports[svc.Spec.Ports[0].NodePort] = true, true
+	}
+}
+
+// TestPortsWithoutEnd: a Service with more ports than there are node ports is refused without comparing each with each.
+func TestPortsWithoutEnd(t *testing.T) {
+	s := start(t, nil)
+	svc := newService("many", corev1.ServiceTypeNodePort)
+	svc.Spec.Ports = make([]corev1.ServicePort, 100_000)
+	for i := range svc.Spec.Ports {
+		svc.Spec.Ports[i] = corev1.ServicePort{Name: fmt.Sprint("p", i), Port: int32(i + 1), Protocol: corev1.ProtocolTCP}
+	}
+	began := processorTime(t)
+	if _, err := s.Create(t.Context(), s.req("services", "default", ""), svc, nil); !apierrors.IsInternalError(err) || !strings.Contains(err.Error(), "range is full") {
+		t.Errorf("%v", err)
+	}
+	if took := processorTime(t) - began; took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if ips, ports := allocated(s); len(ips) != 1 || len(ports) != 0 {
+		t.Errorf("taken are %v and %v", ips, ports)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/registry/rest"
 )
@@ -31,8 +32,7 @@ func (r *Registry) Update(ctx context.Context, req Request, obj runtime.Object, 
 	}
 	opts.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("UpdateOptions"))
 	ctx = r.context(ctx, req, "update")
-	obj = obj.DeepCopyObject()
-	m, err := checkObject(req, obj)
+	sent, uid, err := prepareUpdate(ctx, req, obj)
 	if err != nil {
 		return Result{}, false, err
 	}
@@ -40,21 +40,21 @@ func (r *Registry) Update(ctx context.Context, req Request, obj runtime.Object, 
 	if err != nil {
 		return Result{}, false, err
 	}
-	if _, scaled := v.(scaleView); !scaled {
-		if obj, err = normalize(req, obj); err != nil {
-			return Result{}, false, err
-		}
-	}
-	dedupOwners(ctx, obj, false)
 	fields, err := r.fields.of(req)
 	if err != nil {
 		return Result{}, false, err
 	}
 	c := change{
 		op:  operation{req: req, op: admission.Update, options: opts, dryRun: isDryRun(opts.DryRun), name: req.Name},
-		uid: m.GetUID(), view: v, creates: req.Subresource == "" && req.Resource.Rules.AllowCreateOnUpdate(ctx),
-		make: func(ctx context.Context, live runtime.Object) (runtime.Object, error) {
-			return fields.UpdateNoErrors(live, obj.DeepCopyObject(), manager(ctx, opts.FieldManager)), nil
+		uid: uid, view: v, creates: req.Subresource == "" && req.Resource.Rules.AllowCreateOnUpdate(ctx),
+		make: func(ctx context.Context, live runtime.Object) (_ runtime.Object, err error) {
+			made := sent
+			if sent = nil; made == nil { // the second attempt
+				if made, _, err = prepareUpdate(ctx, req, obj); err != nil {
+					return nil, err
+				}
+			}
+			return fields.UpdateNoErrors(live, made, manager(ctx, opts.FieldManager)), nil
 		},
 	}
 	result, created, err := r.modify(ctx, c)
@@ -62,6 +62,24 @@ func (r *Registry) Update(ctx context.Context, req Request, obj runtime.Object, 
 		return Result{}, false, err
 	}
 	return shown(v, result, created)
+}
+
+// prepareUpdate makes what an attempt at an update begins with: a copy of what the client sent, in the form that its version
+// takes, and its UID, which is a precondition.
+func prepareUpdate(ctx context.Context, req Request, sent runtime.Object) (runtime.Object, types.UID, error) {
+	obj := sent.DeepCopyObject()
+	m, err := checkObject(req, obj)
+	if err != nil {
+		return nil, "", err
+	}
+	uid := m.GetUID()
+	if req.Subresource != "scale" {
+		if obj, err = normalize(req, obj); err != nil {
+			return nil, "", err
+		}
+	}
+	dedupOwners(ctx, obj, false)
+	return obj, uid, nil
 }
 
 // shown turns the result of a change into what the request's clients get.

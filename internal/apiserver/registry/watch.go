@@ -45,6 +45,7 @@ type WatchEvent struct {
 type Watch struct {
 	req    Request
 	sel    *selector
+	table  *store.Table
 	cursor *store.Cursor
 	err    error // returned by the first Next
 
@@ -54,9 +55,12 @@ type Watch struct {
 
 	bookmarks bool
 	due       time.Time // of the next bookmark
+	alarm     *time.Timer
 	deadline  time.Time
 	progress  int64
 	marked    int64 // revision of the last bookmark or event
+
+	events []WatchEvent // what Next returned last
 }
 
 // Watch follows what the options select. A resource version that is too old is reported by the
@@ -112,6 +116,7 @@ func (r *Registry) startWatch(ctx context.Context, w *Watch, opts *metainternalv
 			w.mark = wanted && opts.AllowWatchBookmarks
 		}
 	}
+	w.table = table
 	if w.cursor, err = table.Watch(since); err != nil {
 		w.err, w.initial = w.failure(err, since), nil
 	}
@@ -125,6 +130,9 @@ func (w *Watch) Close() {
 		w.cursor.Close()
 	}
 }
+
+// Beginning tells whether some of what existed when the watch started is still to be shown.
+func (w *Watch) Beginning() bool { return w.initial != nil || w.mark }
 
 // Next waits for events. It returns ctx's error, a 410 status when the watch fell behind the
 // history that is kept, or io.EOF when the resource went or changed, so that the client has to
@@ -150,27 +158,20 @@ func (w *Watch) next(ctx context.Context) ([]WatchEvent, error) {
 		w.marked = w.progress
 		return []WatchEvent{{Type: watch.Bookmark, Revision: w.progress, InitialEventsEnd: true}}, nil
 	}
-	wait, cancel := ctx, context.CancelFunc(func() {})
-	if w.bookmarks {
-		wait, cancel = context.WithDeadline(ctx, w.due)
-	}
-	changes, progress, err := w.cursor.Next(wait)
-	cancel()
+	clear(w.events) // a watch that waits must not keep old versions alive
+	changes, progress, err := w.cursor.NextUntil(ctx, w.alarmed())
 	w.progress = max(w.progress, progress)
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-		return w.bookmark(), nil
-	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		return nil, w.failure(err, w.progress)
 	}
-	events := make([]WatchEvent, 0, len(changes))
+	events := w.events[:0]
 	for _, change := range changes {
 		event, ok, err := w.show(change)
 		if err != nil {
-			return nil, statusError(err, w.req.groupResource(), change.Key.Name, "watch")
+			return nil, statusError(w.Explain(err), w.req.groupResource(), change.Key.Name, "watch")
 		}
 		if ok {
 			events = append(events, event)
@@ -182,7 +183,18 @@ func (w *Watch) next(ctx context.Context) ([]WatchEvent, error) {
 	if w.bookmarks && !time.Now().Before(w.due) {
 		events = append(events, w.bookmark()...)
 	}
+	if w.events = events; cap(events) > initialBatch {
+		w.events = nil // a burst must not cost memory for as long as the watch lasts
+	}
 	return events, nil
+}
+
+// alarmed is where the time of the next bookmark is told; nowhere if there are none.
+func (w *Watch) alarmed() <-chan time.Time {
+	if w.alarm == nil {
+		return nil
+	}
+	return w.alarm.C
 }
 
 // nextInitial shows a part of what existed when the watch started, as additions.
@@ -198,7 +210,7 @@ func (w *Watch) nextInitial() ([]WatchEvent, error) {
 		return true
 	})
 	if err != nil {
-		return nil, statusError(err, w.req.groupResource(), "", "watch")
+		return nil, statusError(w.Explain(err), w.req.groupResource(), "", "watch")
 	}
 	if more {
 		w.after = events[len(events)-1].Entry.Key()
@@ -257,6 +269,27 @@ func (w *Watch) schedule(now time.Time) {
 	if last := w.deadline.Add(-bookmarkBeforeEnd); !w.deadline.IsZero() && last.After(now) && last.Before(w.due) {
 		w.due = last
 	}
+	switch {
+	case !w.bookmarks:
+	case w.alarm == nil:
+		w.alarm = time.NewTimer(w.due.Sub(now))
+	default:
+		w.alarm.Reset(w.due.Sub(now))
+	}
+}
+
+// Explain returns what a watch should end with that can't show one of its events because of err. What the history has of
+// an object may be unreadable though the object is not: its key was dropped, or it was damaged and has been mended or
+// removed. The client has to begin anew then. Other errors are returned as they are.
+func (w *Watch) Explain(err error) error {
+	var unreadable *store.UnreadableError
+	if !errors.As(err, &unreadable) {
+		return err
+	}
+	if now, ok := w.table.Get(unreadable.Key); ok && now.Revision() == unreadable.Revision {
+		return err
+	}
+	return apierrors.NewResourceExpired(fmt.Sprintf("the history of %s can't be read: %v", w.req.groupResource(), err))
 }
 
 func (w *Watch) failure(err error, since int64) error {

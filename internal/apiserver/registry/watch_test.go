@@ -3,8 +3,10 @@ package registry_test
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -146,5 +148,22 @@ func TestWatchOfAnOldVersion(t *testing.T) {
 	w := watching(late, t.Context(), late.req("configmaps", "default", ""), &metainternalversion.ListOptions{ResourceVersion: "1"})
 	if _, err := w.Next(soon(t)); !apierrors.IsResourceExpired(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestLastBookmark: shortly before its end a watch says how far it has come, so that the next one goes on there.
+func TestLastBookmark(t *testing.T) {
+	s := start(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 4500*time.Millisecond)
+	defer cancel()
+	w := watching(s, ctx, s.req("configmaps", "default", ""), &metainternalversion.ListOptions{AllowWatchBookmarks: true})
+	one := create[*corev1.ConfigMap](s, "configmaps", "kube-system", &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere", Namespace: "kube-system"}})
+	wrote, err := strconv.ParseInt(one.ResourceVersion, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := w.Next(ctx)
+	if err != nil || len(events) != 1 || events[0].Type != watch.Bookmark || events[0].Revision < wrote {
+		t.Errorf("%v, %v; want a bookmark of %d", events, err, wrote)
 	}
 }

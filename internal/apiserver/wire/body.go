@@ -56,6 +56,11 @@ func (e *Encoder) List(listKind schema.GroupVersionKind, m metav1.ListMeta, item
 	}
 	head := objectHead(listKind, JSON)
 	head = append(head, `,"metadata":`...)
+	if e.custom && m.Continue == "" && m.ResourceVersion != "" {
+		// Lists without a Go type always say where they go on.
+		head = append(head, `{"continue":"",`...)
+		listMeta = listMeta[1:]
+	}
 	head = append(head, listMeta...)
 	head = append(head, `,"items":[`...)
 	b := newBody(e.encoding, head, items, []byte("]}\n"))
@@ -99,9 +104,9 @@ func newBody(encoding Encoding, head []byte, items [][]byte, tail []byte) Body {
 // Size is the length of the response in bytes.
 func (b Body) Size() int64 { return b.size }
 
-// chunkSize is how much is gathered before it is written: two TLS records, and less than what HTTP/2's flow control
-// lets through at once.
-const chunkSize = 32 << 10
+// chunkSize is how much is gathered before it is written: four frames of HTTP/2 that fill a TLS record each, header
+// included.
+const chunkSize = 4 * (16<<10 - 9)
 
 var chunks = sync.Pool{New: func() any {
 	b := make([]byte, 0, chunkSize)

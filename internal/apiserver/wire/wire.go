@@ -18,6 +18,7 @@ import (
 	"maps"
 	"reflect"
 	"strconv"
+	"unique"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -52,14 +53,21 @@ type Encoder struct {
 	encoding Encoding
 	convert  func(runtime.Object) (runtime.Object, error)
 	head     []byte
+	// id is the key under which versions keep items. It is one word, whatever kinds there are, so that it is found by comparing
+	// words, and takes no memory for each version that is asked.
+	id any
 	// typed says that items carry their own kind, as those of metadata lists do.
 	typed bool
+	// custom says that objects have no Go type.
+	custom bool
 }
 
 // NewEncoder returns an encoder for objects of kind. convert makes such an object of a version's
 // stored one; it must not change its argument, and may return it.
 func NewEncoder(kind schema.GroupVersionKind, encoding Encoding, convert func(runtime.Object) (runtime.Object, error)) *Encoder {
-	return &Encoder{kind: kind, encoding: encoding, convert: convert, head: objectHead(kind, encoding)}
+	return &Encoder{
+		kind: kind, encoding: encoding, convert: convert, head: objectHead(kind, encoding), id: unique.Make(itemID{kind, encoding}),
+	}
 }
 
 // NewMetadataEncoder returns an encoder that writes versions of any kind as PartialObjectMetadata of
@@ -77,16 +85,28 @@ func NewMetadataEncoder(gv schema.GroupVersion, encoding Encoding) *Encoder {
 	return e
 }
 
+// NewCustomEncoder is NewEncoder for custom resources, of which every item says its kind, also in a list.
+func NewCustomEncoder(kind schema.GroupVersionKind, encoding Encoding, convert func(runtime.Object) (runtime.Object, error)) *Encoder {
+	e := NewEncoder(kind, encoding, convert)
+	e.typed, e.custom = encoding == JSON, true
+	return e
+}
+
 // Kind is the kind of the objects that the encoder writes.
 func (e *Encoder) Kind() schema.GroupVersionKind { return e.kind }
 
 // Encoding is the encoder's encoding.
 func (e *Encoder) Encoding() Encoding { return e.encoding }
 
-// itemID is the key under which a version keeps an item.
+// itemID is what an item depends on. It is made unique, see Encoder.
 type itemID struct {
 	kind     schema.GroupVersionKind
 	encoding Encoding
+}
+
+// laterID is the key of an item that says another resourceVersion than its version's own.
+type laterID struct {
+	item     any
 	revision int64
 }
 
@@ -94,7 +114,11 @@ type itemID struct {
 // that resourceVersion in place of its own: a deletion's event carries the last version at the
 // revision of the deletion, which is one number for all watches.
 func (e *Encoder) Item(v Version, revision int64) ([]byte, error) {
-	return v.Wire(itemID{e.kind, e.encoding, revision}, func() ([]byte, error) {
+	id := e.id
+	if revision != 0 {
+		id = laterID{e.id, revision}
+	}
+	return v.Wire(id, func() ([]byte, error) {
 		obj, err := v.Object()
 		if err != nil {
 			return nil, err
@@ -109,6 +133,18 @@ func (e *Encoder) Item(v Version, revision int64) ([]byte, error) {
 		}
 		return e.encode(obj)
 	})
+}
+
+// Kept returns the item of v if it is there already.
+func (e *Encoder) Kept(v interface {
+	Peek(id any) ([]byte, bool)
+}) ([]byte, bool) {
+	return v.Peek(e.id)
+}
+
+// ItemAs is Item for who has converted v's object to the encoder's kind already.
+func (e *Encoder) ItemAs(v Version, converted runtime.Object) ([]byte, error) {
+	return v.Wire(e.id, func() ([]byte, error) { return e.encode(converted) })
 }
 
 // ItemOf encodes obj, which has to be of the encoder's kind already and is not changed. Nothing is kept.

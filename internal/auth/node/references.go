@@ -54,7 +54,8 @@ func refersToConfigMap(spec *corev1.PodSpec, name string) bool {
 	})
 }
 
-func refersToSecret(spec *corev1.PodSpec, name string) bool {
+// RefersToSecret tells whether a pod needs a secret of its namespace.
+func RefersToSecret(spec *corev1.PodSpec, name string) bool {
 	for i := range spec.ImagePullSecrets {
 		if spec.ImagePullSecrets[i].Name == name {
 			return true

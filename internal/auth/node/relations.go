@@ -62,7 +62,7 @@ func (a *Authorizer) usesConfigMap(node, namespace, name string) bool {
 // bound to, whose drivers may name secrets in any namespace.
 func (a *Authorizer) usesSecret(node, namespace, name string) bool {
 	return a.pods(node, true, func(p *corev1.Pod) bool {
-		return p.Namespace == namespace && refersToSecret(&p.Spec, name)
+		return p.Namespace == namespace && RefersToSecret(&p.Spec, name)
 	}) || a.pods(node, true, func(p *corev1.Pod) bool {
 		return a.volumesOf(p, func(v *corev1.PersistentVolume) bool {
 			return volumeRefersToSecret(v, namespace, name)

@@ -15,8 +15,10 @@ import (
 	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -131,7 +133,7 @@ func (a *Authorizer) Authorize(_ context.Context, attrs authorizer.Attributes) (
 	case reason != "":
 		return authorizer.DecisionAllow, reason, nil
 	case len(failures) > 0:
-		return authorizer.DecisionNoOpinion, fmt.Sprintf("RBAC: %v", errors.Join(failures...)), nil
+		return authorizer.DecisionNoOpinion, fmt.Sprintf("RBAC: %v", utilerrors.NewAggregate(failures)), nil
 	}
 	return authorizer.DecisionNoOpinion, "", nil
 }
@@ -191,13 +193,13 @@ func (a *Authorizer) RoleRules(ref rbacv1.RoleRef, namespace string) ([]rbacv1.P
 	case "ClusterRole":
 		role, ok := image.Get[*rbacv1.ClusterRole](a.image, resource("clusterroles"), "", ref.Name)
 		if !ok {
-			return nil, fmt.Errorf("clusterrole.%s %q not found", rbacv1.GroupName, ref.Name)
+			return nil, apierrors.NewNotFound(resource("clusterrole"), ref.Name)
 		}
 		return role.Rules, nil
 	case "Role":
 		role, ok := image.Get[*rbacv1.Role](a.image, resource("roles"), namespace, ref.Name)
 		if !ok || namespace == "" {
-			return nil, fmt.Errorf("role.%s %q not found", rbacv1.GroupName, ref.Name)
+			return nil, apierrors.NewNotFound(resource("role"), ref.Name)
 		}
 		return role.Rules, nil
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/component-helpers/auth/rbac/validation"
 )
 
@@ -50,7 +51,7 @@ func (c *EscalationCheck) Validate(ctx context.Context, a admission.Attributes, 
 	if u == nil {
 		return apierrors.NewForbidden(a.GetResource().GroupResource(), a.GetName(), errors.New("no user is known"))
 	}
-	if slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) || u.GetName() == user.APIServerUser {
+	if slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) {
 		return nil
 	}
 	var old runtime.Object
@@ -72,7 +73,10 @@ func (c *EscalationCheck) Validate(ctx context.Context, a admission.Attributes, 
 	case *rbacv1.RoleBinding:
 		err = c.binding(ctx, u, obj.RoleRef, a.GetNamespace())
 	}
-	if err != nil {
+	switch {
+	case apierrors.IsNotFound(err):
+		return err // the role of a binding
+	case err != nil:
 		return apierrors.NewForbidden(a.GetResource().GroupResource(), nameOf(a), err)
 	}
 	return nil
@@ -81,7 +85,7 @@ func (c *EscalationCheck) Validate(ctx context.Context, a admission.Attributes, 
 // clusterRole checks a cluster role. An aggregation rule gathers whatever comes to match it,
 // so setting or keeping one needs every right.
 func (c *EscalationCheck) clusterRole(ctx context.Context, u user.Info, obj, old *rbacv1.ClusterRole) error {
-	if c.allowed(ctx, u, "escalate", "clusterroles", "", obj.Name) {
+	if c.allowed(ctx, u, "escalate", "clusterroles", "", requestedName(ctx, obj.Name)) {
 		return nil
 	}
 	if err := c.covers(u, "", obj.Rules); err != nil {
@@ -100,10 +104,20 @@ func (c *EscalationCheck) clusterRole(ctx context.Context, u user.Info, obj, old
 }
 
 func (c *EscalationCheck) role(ctx context.Context, u user.Info, plural, namespace, name string, rules []rbacv1.PolicyRule) error {
-	if c.allowed(ctx, u, "escalate", plural, namespace, name) {
+	if c.allowed(ctx, u, "escalate", plural, namespace, requestedName(ctx, name)) {
 		return nil
 	}
 	return c.covers(u, namespace, rules)
+}
+
+// requestedName is the name that a request is for, as its path says: who may escalate roles of
+// some names may not do so by creating one, for whose name there is no path. Who asks without a
+// request is asked about the object's name.
+func requestedName(ctx context.Context, name string) string {
+	if info, ok := request.RequestInfoFrom(ctx); ok {
+		return info.Name
+	}
+	return name
 }
 
 func (c *EscalationCheck) binding(ctx context.Context, u user.Info, ref rbacv1.RoleRef, namespace string) error {

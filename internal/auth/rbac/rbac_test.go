@@ -10,12 +10,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	apirbac "barque.dev/internal/api/rbac"
@@ -75,6 +77,9 @@ func state() *image.Memory {
 			{Kind: "Group", Name: "system:unauthenticated"},
 		}},
 		&rbacv1.ClusterRoleBinding{ObjectMeta: meta("", "dangling"), RoleRef: ref("ClusterRole", "missing"), Subjects: []rbacv1.Subject{
+			{Kind: "User", Name: "eve"},
+		}},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: meta("", "dangling-too"), RoleRef: ref("ClusterRole", "missing"), Subjects: []rbacv1.Subject{
 			{Kind: "User", Name: "eve"},
 		}},
 		&rbacv1.RoleBinding{ObjectMeta: meta("a", "editors"), RoleRef: ref("Role", "editor"), Subjects: []rbacv1.Subject{
@@ -148,7 +153,7 @@ func TestAuthorize(t *testing.T) {
 			if tt.want {
 				want = authorizer.DecisionAllow
 			}
-			if decision != want || !strings.Contains(reason, tt.reason) {
+			if decision != want || !strings.Contains(reason, tt.reason) || strings.Count(reason, "not found") > 1 {
 				t.Errorf("got %v (%s), want %v (%s)", decision, reason, want, tt.reason)
 			}
 		})
@@ -235,7 +240,8 @@ func TestEscalation(t *testing.T) {
 		"allowed to bind another":    {who("binder"), "clusterrolebindings", binds("reader"), nil, "not currently held"},
 		"bind in a namespace":        {who("bob"), "rolebindings", bindsIn("a", ref("Role", "editor")), nil, ""},
 		"bind in another namespace":  {who("bob"), "rolebindings", bindsIn("b", ref("Role", "editor")), nil, "not found"},
-		"the registry itself":        {who(user.APIServerUser), "clusterrolebindings", binds("root"), nil, ""},
+		"the registry itself":        {who(user.APIServerUser, user.SystemPrivilegedGroup), "clusterrolebindings", binds("root"), nil, ""},
+		"who has only its name":      {who(user.APIServerUser), "clusterrolebindings", binds("root"), nil, "not currently held"},
 		"the group name is not ours": {who("nobody"), "pods", &corev1.Pod{}, nil, ""},
 	}
 	for name, tt := range tests {
@@ -255,6 +261,34 @@ func TestEscalation(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// Who may escalate roles of a name may do so where a request's path holds that name, and not by
+// creating one. A binding's role that does not exist is not found, rather than forbidden.
+func TestEscalationIsAsInStock(t *testing.T) {
+	m := state()
+	put(m,
+		&rbacv1.ClusterRole{ObjectMeta: meta("", "named"), Rules: []rbacv1.PolicyRule{rule("escalate", rbacv1.GroupName, "clusterroles", "new")}},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: meta("", "b1"), RoleRef: ref("ClusterRole", "named"), Subjects: []rbacv1.Subject{{Kind: "User", Name: "named"}}},
+	)
+	a := rbac.NewAuthorizer(m)
+	check := rbac.NewEscalationCheck(a, a)
+	big := &rbacv1.ClusterRole{ObjectMeta: meta("", "new"), Rules: []rbacv1.PolicyRule{rule("delete", "", "nodes")}}
+	try := func(path string, obj metav1.Object, resource string, op admission.Operation, old runtime.Object) error {
+		ctx := request.WithRequestInfo(t.Context(), &request.RequestInfo{IsResourceRequest: true, APIGroup: rbacv1.GroupName, Resource: resource, Name: path})
+		return check.Validate(ctx, admission.NewAttributesRecord(obj.(runtime.Object), old, schema.GroupVersionKind{}, "", "new",
+			gr(resource).WithVersion("v1"), "", op, nil, false, who("named")), nil)
+	}
+	if err := try("", big, "clusterroles", admission.Create, nil); !apierrors.IsForbidden(err) {
+		t.Errorf("creating: %v", err)
+	}
+	if err := try("new", big, "clusterroles", admission.Update, &rbacv1.ClusterRole{ObjectMeta: meta("", "new")}); err != nil {
+		t.Errorf("updating: %v", err)
+	}
+	missing := &rbacv1.ClusterRoleBinding{ObjectMeta: meta("", "new"), RoleRef: ref("ClusterRole", "missing")}
+	if err := try("", missing, "clusterrolebindings", admission.Create, nil); !apierrors.IsNotFound(err) || err.Error() != `clusterrole.rbac.authorization.k8s.io "missing" not found` {
+		t.Errorf("binding what is missing: %v", err)
 	}
 }
 

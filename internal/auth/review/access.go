@@ -18,6 +18,8 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"barque.dev/internal/api/reviews"
 )
 
 // subjectAccess says whether a user may do something.
@@ -26,8 +28,7 @@ func (r *Reviewer) subjectAccess(ctx context.Context, _, _ string, obj runtime.O
 	if !ok {
 		return nil, unexpected("SubjectAccessReview", obj)
 	}
-	errs := append(onlyManagedFields(&in.ObjectMeta, ""), validateSpec(&in.Spec)...)
-	if len(errs) > 0 {
+	if errs := reviews.Validate(ctx, in); len(errs) > 0 {
 		return nil, invalid("SubjectAccessReview", errs)
 	}
 	out := in.DeepCopy()
@@ -41,14 +42,7 @@ func (r *Reviewer) localSubjectAccess(ctx context.Context, namespace, _ string, 
 	if !ok {
 		return nil, unexpected("LocalSubjectAccessReview", obj)
 	}
-	errs := append(onlyManagedFields(&in.ObjectMeta, in.Namespace), validateSpec(&in.Spec)...)
-	if in.Spec.NonResourceAttributes != nil {
-		errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), in.Spec.NonResourceAttributes, "disallowed on this kind of request"))
-	}
-	if a := in.Spec.ResourceAttributes; a != nil && in.Namespace != "" && a.Namespace != in.Namespace {
-		errs = append(errs, field.Invalid(field.NewPath("spec", "resourceAttributes", "namespace"), a.Namespace, "must match metadata.namespace"))
-	}
-	if len(errs) > 0 {
+	if errs := reviews.Validate(ctx, in); len(errs) > 0 {
 		return nil, invalid("LocalSubjectAccessReview", errs)
 	}
 	if namespace != "" && namespace != in.Spec.ResourceAttributes.Namespace {
@@ -65,8 +59,7 @@ func (r *Reviewer) selfSubjectAccess(ctx context.Context, _, _ string, obj runti
 	if !ok {
 		return nil, unexpected("SelfSubjectAccessReview", obj)
 	}
-	errs := append(onlyManagedFields(&in.ObjectMeta, ""), validateTarget(in.Spec.ResourceAttributes, in.Spec.NonResourceAttributes)...)
-	if len(errs) > 0 {
+	if errs := reviews.Validate(ctx, in); len(errs) > 0 {
 		return nil, invalid("SelfSubjectAccessReview", errs)
 	}
 	u, ok := request.UserFrom(ctx)
@@ -207,52 +200,4 @@ func evaluationError(err error, attrs *authorizer.AttributesRecord) string {
 
 func invalid(kind string, errs field.ErrorList) error {
 	return apierrors.NewInvalid(schema.GroupKind{Group: authorizationv1.GroupName, Kind: kind}, "", errs)
-}
-
-// onlyManagedFields refuses metadata, which a review cannot have.
-func onlyManagedFields(meta *metav1.ObjectMeta, namespace string) field.ErrorList {
-	if meta.Name != "" || meta.GenerateName != "" || meta.Namespace != namespace || len(meta.Labels) > 0 ||
-		len(meta.Annotations) > 0 || len(meta.OwnerReferences) > 0 || len(meta.Finalizers) > 0 {
-		return field.ErrorList{field.Invalid(field.NewPath("metadata"), meta.Name, "must be empty")}
-	}
-	return nil
-}
-
-func validateSpec(spec *authorizationv1.SubjectAccessReviewSpec) field.ErrorList {
-	errs := validateTarget(spec.ResourceAttributes, spec.NonResourceAttributes)
-	if spec.User == "" && len(spec.Groups) == 0 {
-		errs = append(errs, field.Invalid(field.NewPath("spec", "user"), spec.User, "at least one of user or group must be specified"))
-	}
-	return errs
-}
-
-func validateTarget(resource *authorizationv1.ResourceAttributes, path *authorizationv1.NonResourceAttributes) field.ErrorList {
-	at := field.NewPath("spec", "resourceAttributes")
-	var errs field.ErrorList
-	switch {
-	case resource != nil && path != nil:
-		errs = append(errs, field.Invalid(field.NewPath("spec", "nonResourceAttributes"), path, "cannot be specified in combination with resourceAttributes"))
-	case resource == nil && path == nil:
-		errs = append(errs, field.Invalid(at, resource, "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
-	}
-	if resource == nil {
-		return errs
-	}
-	if s := resource.FieldSelector; s != nil {
-		errs = append(errs, validateSelector(at.Child("fieldSelector"), s.RawSelector, len(s.Requirements))...)
-	}
-	if s := resource.LabelSelector; s != nil {
-		errs = append(errs, validateSelector(at.Child("labelSelector"), s.RawSelector, len(s.Requirements))...)
-	}
-	return errs
-}
-
-func validateSelector(at *field.Path, raw string, requirements int) field.ErrorList {
-	switch {
-	case raw != "" && requirements > 0:
-		return field.ErrorList{field.Invalid(at.Child("rawSelector"), raw, "may not be specified at the same time as requirements")}
-	case raw == "" && requirements == 0:
-		return field.ErrorList{field.Required(at.Child("requirements"), "when "+at.String()+" is specified, requirements or rawSelector is required")}
-	}
-	return nil
 }

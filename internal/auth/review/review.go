@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -62,12 +63,19 @@ func (r *Reviewer) token(ctx context.Context, _, _ string, obj runtime.Object) (
 	if len(audiences) == 0 {
 		audiences = r.Audiences
 	}
-	ctx = context.WithoutCancel(ctx)
+	// Nothing of the caller's but that they still wait: what is noted of the token, in the audit log or as a warning, is
+	// not said of who shows it here.
+	bare, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
 	if len(audiences) > 0 {
-		ctx = authenticator.WithAudiences(ctx, audiences)
+		bare = authenticator.WithAudiences(bare, audiences)
 	}
-	req := (&http.Request{Header: http.Header{"Authorization": {"Bearer " + in.Spec.Token}}}).WithContext(ctx)
+	req := (&http.Request{URL: &url.URL{}, Header: http.Header{"Authorization": {"Bearer " + in.Spec.Token}}}).WithContext(bare)
 	got, ok, err := r.Authenticator.AuthenticateRequest(req)
+	if ctx.Err() != nil {
+		return nil, ctx.Err() // which says nothing of the token
+	}
 	out.Status.Authenticated = ok
 	if err != nil {
 		out.Status.Error = err.Error()
@@ -96,20 +104,17 @@ func infoOf(u user.Info) authenticationv1.UserInfo {
 
 // self says who the caller is.
 func (r *Reviewer) self(ctx context.Context, _, _ string, obj runtime.Object) (runtime.Object, error) {
-	in, ok := obj.(*authenticationv1.SelfSubjectReview)
-	if !ok {
+	if _, ok := obj.(*authenticationv1.SelfSubjectReview); !ok {
 		return nil, unexpected("SelfSubjectReview", obj)
 	}
 	u, ok := request.UserFrom(ctx)
 	if !ok {
 		return nil, apierrors.NewBadRequest("no user present on request")
 	}
-	out := in.DeepCopy()
-	out.Status = authenticationv1.SelfSubjectReviewStatus{UserInfo: infoOf(u)}
-	if out.CreationTimestamp.IsZero() {
-		out.CreationTimestamp = metav1.Now()
-	}
-	return out, nil
+	return &authenticationv1.SelfSubjectReview{
+		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.Now()},
+		Status:     authenticationv1.SelfSubjectReviewStatus{UserInfo: infoOf(u)},
+	}, nil
 }
 
 // selfSubjectRules lists what the caller may do in a namespace.
@@ -126,10 +131,10 @@ func (r *Reviewer) selfSubjectRules(ctx context.Context, _, _ string, obj runtim
 		return nil, apierrors.NewBadRequest("no namespace on request")
 	}
 	resources, others, incomplete, err := r.Rules.RulesFor(ctx, u, in.Spec.Namespace)
-	out := in.DeepCopy()
-	out.Status = authorizationv1.SubjectRulesReviewStatus{
+	// As in stock, the answer does not repeat the question.
+	out := &authorizationv1.SelfSubjectRulesReview{Status: authorizationv1.SubjectRulesReviewStatus{
 		ResourceRules: []authorizationv1.ResourceRule{}, NonResourceRules: []authorizationv1.NonResourceRule{}, Incomplete: incomplete,
-	}
+	}}
 	for _, rule := range resources {
 		out.Status.ResourceRules = append(out.Status.ResourceRules, authorizationv1.ResourceRule{
 			Verbs: rule.GetVerbs(), APIGroups: rule.GetAPIGroups(), Resources: rule.GetResources(), ResourceNames: rule.GetResourceNames(),

@@ -2,9 +2,7 @@ package serviceaccount
 
 import (
 	"context"
-	"crypto"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -34,16 +32,18 @@ const verifiedTokens = 4096
 // deletionGrace is how long a token outlives the moment its object was to be gone.
 const deletionGrace = jwt.DefaultLeeway
 
-// invalidSince marks a legacy token's secret that must not be used any more.
-const invalidSince = "kubernetes.io/legacy-token-invalid-since"
-
 // Authenticator recognises service account tokens. Signatures are checked once a token and
 // remembered; expiry, audience and the existence of everything a token is bound to are checked
 // at each use. It is safe for concurrent use.
 type Authenticator struct {
 	config   AuthenticatorConfig
-	keys     jose.JSONWebKeySet
-	verified *lru.Cache[[sha256.Size]byte, *claims]
+	verified *lru.Cache[[sha256.Size]byte, verifiedToken]
+}
+
+// A verifiedToken was signed by a key of ring; with other keys it must be looked at again.
+type verifiedToken struct {
+	*claims
+	by *ring
 }
 
 var _ authenticator.Token = (*Authenticator)(nil)
@@ -53,10 +53,17 @@ type AuthenticatorConfig struct {
 	Image image.Reader
 	// Issuers are accepted; usually one. Legacy tokens are accepted always.
 	Issuers []string
-	Keys    []crypto.PublicKey
+	Keys    *Keys
 	// Audiences are those of the API server: what a token must be for, unless the request
 	// asks otherwise, and what tokens without any are for.
 	Audiences authenticator.Audiences
+	// CatchUp returns once the image holds all that was acknowledged, by whichever server, before
+	// the call; nil when it always does. It is called for tokens of what the image has not.
+	CatchUp func(context.Context) error
+	// Uses is told of tokens without an end; nil for nobody.
+	Uses *Uses
+	// Metrics is never nil.
+	Metrics *Metrics
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -66,15 +73,11 @@ func NewAuthenticator(config AuthenticatorConfig) (*Authenticator, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	keys, err := keySet(config.Keys)
-	if err != nil {
-		return nil, err
-	}
-	verified, err := lru.New[[sha256.Size]byte, *claims](verifiedTokens)
+	verified, err := lru.New[[sha256.Size]byte, verifiedToken](verifiedTokens)
 	if err != nil {
 		return nil, fmt.Errorf("make token cache: %w", err)
 	}
-	return &Authenticator{config: config, keys: keys, verified: verified}, nil
+	return &Authenticator{config: config, verified: verified}, nil
 }
 
 // AuthenticateToken implements authenticator.Token. A token of another issuer is not ours: no
@@ -86,6 +89,8 @@ func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*a
 	}
 	of := authenticator.Audiences(c.Audience)
 	if len(of) == 0 {
+		audit.AddAuditAnnotation(ctx, "authentication.k8s.io/legacy-token", c.Subject)
+		a.config.Metrics.legacy.Inc()
 		of = a.config.Audiences
 	}
 	wanted, ok := authenticator.AudiencesFrom(ctx)
@@ -96,11 +101,13 @@ func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*a
 	if len(audiences) == 0 && len(a.config.Audiences) != 0 {
 		return nil, false, fmt.Errorf("token audiences %q is invalid for the target audiences %q", of, wanted)
 	}
-	var info *apiserviceaccount.ServiceAccountInfo
-	if c.legacy() {
-		info, err = a.legacy(c, token)
-	} else {
-		info, err = a.bound(ctx, c)
+	if err := a.inTime(c); err != nil {
+		return nil, false, err
+	}
+	info, err := a.holder(ctx, c, token)
+	if err != nil && !errors.Is(err, errMarked) && a.config.CatchUp != nil && a.config.CatchUp(ctx) == nil {
+		// Another server may have made it just now, or have made it anew.
+		info, err = a.holder(ctx, c, token)
 	}
 	if err != nil {
 		return nil, false, err
@@ -110,9 +117,9 @@ func (a *Authenticator) AuthenticateToken(ctx context.Context, token string) (*a
 
 // verify checks who issued and signed a token.
 func (a *Authenticator) verify(token string) (c *claims, ours bool, err error) {
-	id := sha256.Sum256([]byte(token))
-	if c, ok := a.verified.Get(id); ok {
-		return c, true, nil
+	id, keys := sha256.Sum256([]byte(token)), a.config.Keys.current.Load()
+	if v, ok := a.verified.Get(id); ok && v.by == keys {
+		return v.claims, true, nil
 	}
 	if !a.issued(unverifiedIssuer(token)) {
 		return nil, false, nil
@@ -122,7 +129,7 @@ func (a *Authenticator) verify(token string) (c *claims, ours bool, err error) {
 		return nil, false, nil // what is no JWT is not ours
 	}
 	var failures []error
-	for _, key := range a.candidates(parsed) {
+	for _, key := range candidates(parsed, &keys.accepted) {
 		var got claims
 		if err := parsed.Claims(key, &got); err != nil {
 			failures = append(failures, err)
@@ -131,7 +138,7 @@ func (a *Authenticator) verify(token string) (c *claims, ours bool, err error) {
 		if !a.issued(got.Issuer) || got.legacy() != (got.Issuer == LegacyIssuer) {
 			return nil, true, fmt.Errorf("token issuer %q is invalid", got.Issuer)
 		}
-		a.verified.Add(id, &got)
+		a.verified.Add(id, verifiedToken{&got, keys})
 		return &got, true, nil
 	}
 	if len(failures) == 0 {
@@ -154,13 +161,13 @@ func (a *Authenticator) issued(issuer string) bool {
 
 // candidates returns the keys that may have signed a token: the one it names, or all. Each
 // key verifies its own algorithm only.
-func (a *Authenticator) candidates(t *jwt.JSONWebToken) []jose.JSONWebKey {
+func candidates(t *jwt.JSONWebToken, keys *jose.JSONWebKeySet) []jose.JSONWebKey {
 	for _, h := range t.Headers {
 		if h.KeyID != "" {
-			return a.keys.Key(h.KeyID)
+			return keys.Key(h.KeyID)
 		}
 	}
-	return a.keys.Keys
+	return keys.Keys
 }
 
 // unverifiedIssuer reads who a token claims to be from. It is not to be trusted.
@@ -182,23 +189,42 @@ func unverifiedIssuer(token string) string {
 	return c.Issuer
 }
 
+// errMarked says that a token without an end must not be used any more.
+var errMarked = errors.New("it has been marked invalid")
+
 // errInvalidated says that what a token was bound to is gone.
 var errInvalidated = errors.New("service account token has been invalidated")
 
+// inTime checks when a token is valid; one without an end always is.
+func (a *Authenticator) inTime(c *claims) error {
+	if c.legacy() {
+		return nil
+	}
+	switch err := c.Validate(jwt.Expected{Time: a.config.Now()}); {
+	case errors.Is(err, jwt.ErrExpired):
+		return errors.New("service account token has expired")
+	case errors.Is(err, jwt.ErrNotValidYet):
+		return errors.New("service account token is not valid yet")
+	case errors.Is(err, jwt.ErrIssuedInTheFuture):
+		return errors.New("service account token is issued in the future")
+	case err != nil:
+		return fmt.Errorf("service account token claims could not be validated: %w", err)
+	}
+	return nil
+}
+
+// holder looks up whose token it is, and all that it is bound to.
+func (a *Authenticator) holder(ctx context.Context, c *claims, token string) (*apiserviceaccount.ServiceAccountInfo, error) {
+	if c.legacy() {
+		return a.legacy(ctx, c, token)
+	}
+	return a.bound(ctx, c)
+}
+
 func (a *Authenticator) bound(ctx context.Context, c *claims) (*apiserviceaccount.ServiceAccountInfo, error) {
 	now := a.config.Now()
-	switch err := c.Validate(jwt.Expected{Time: now}); {
-	case errors.Is(err, jwt.ErrExpired):
-		return nil, errors.New("service account token has expired")
-	case errors.Is(err, jwt.ErrNotValidYet):
-		return nil, errors.New("service account token is not valid yet")
-	case errors.Is(err, jwt.ErrIssuedInTheFuture):
-		return nil, errors.New("service account token is issued in the future")
-	case err != nil:
-		return nil, fmt.Errorf("service account token claims could not be validated: %w", err)
-	}
 	k := c.Kubernetes
-	if err := a.account(k.Namespace, k.ServiceAccount, now.Add(-deletionGrace)); err != nil {
+	if _, err := a.account(k.Namespace, k.ServiceAccount, now.Add(-deletionGrace)); err != nil {
 		return nil, err
 	}
 	info := &apiserviceaccount.ServiceAccountInfo{
@@ -221,24 +247,29 @@ func (a *Authenticator) bound(ctx context.Context, c *claims) (*apiserviceaccoun
 		}
 		info.NodeName, info.NodeUID = k.Node.Name, string(k.Node.UID)
 	}
-	if k.WarnAfter != nil && now.After(k.WarnAfter.Time()) {
+	switch {
+	case k.WarnAfter == nil:
+	case now.After(k.WarnAfter.Time()):
+		a.config.Metrics.stale.Inc()
 		audit.AddAuditAnnotation(ctx, "authentication.k8s.io/stale-token", fmt.Sprintf(
 			"subject: %s, seconds after warning threshold: %d", c.Subject, int64(now.Sub(k.WarnAfter.Time()).Seconds())))
+	default:
+		a.config.Metrics.valid.Inc()
 	}
 	return info, nil
 }
 
-func (a *Authenticator) account(namespace string, ref reference, deadline time.Time) error {
+func (a *Authenticator) account(namespace string, ref reference, deadline time.Time) (*corev1.ServiceAccount, error) {
 	account, ok := image.Get[*corev1.ServiceAccount](a.config.Image, schema.GroupResource{Resource: "serviceaccounts"}, namespace, ref.Name)
 	switch {
 	case !ok:
-		return fmt.Errorf("serviceaccounts %q not found", ref.Name)
+		return nil, fmt.Errorf("serviceaccounts %q not found", ref.Name)
 	case account.UID != ref.UID:
-		return fmt.Errorf("service account UID (%s) does not match claim (%s)", account.UID, ref.UID)
+		return nil, fmt.Errorf("service account UID (%s) does not match claim (%s)", account.UID, ref.UID)
 	case account.DeletionTimestamp != nil && account.DeletionTimestamp.Time.Before(deadline):
-		return fmt.Errorf("service account %s/%s has been deleted", namespace, ref.Name)
+		return nil, fmt.Errorf("service account %s/%s has been deleted", namespace, ref.Name)
 	}
-	return nil
+	return account, nil
 }
 
 // lives tells whether the very object that is referred to exists and is not overdue for
@@ -258,27 +289,4 @@ func lifeOf(obj runtime.Object) (uid types.UID, deletion time.Time, ok bool) {
 		deletion = at.Time
 	}
 	return o.GetUID(), deletion, true
-}
-
-// legacy checks a token without an end against the secret that must hold it.
-func (a *Authenticator) legacy(c *claims, token string) (*apiserviceaccount.ServiceAccountInfo, error) {
-	namespace, name, err := apiserviceaccount.SplitUsername(c.Subject)
-	if err != nil || namespace != c.LegacyNamespace || name != c.LegacyName {
-		return nil, errors.New("sub claim is invalid")
-	}
-	secret, ok := image.Get[*corev1.Secret](a.config.Image, schema.GroupResource{Resource: "secrets"}, namespace, c.LegacySecretName)
-	switch {
-	case !ok || secret.DeletionTimestamp != nil:
-		return nil, errInvalidated
-	case subtle.ConstantTimeCompare(secret.Data[corev1.ServiceAccountTokenKey], []byte(token)) == 0:
-		return nil, errors.New("service account token does not match server's copy")
-	case secret.Labels[invalidSince] != "":
-		return nil, fmt.Errorf("the token in secret %s/%s has been marked invalid; remove the label %s to allow its use",
-			namespace, secret.Name, invalidSince)
-	}
-	// A deletion of the account counts at once here.
-	if err := a.account(namespace, reference{name, types.UID(c.LegacyUID)}, a.config.Now().Add(deletionGrace)); err != nil {
-		return nil, err
-	}
-	return &apiserviceaccount.ServiceAccountInfo{Namespace: namespace, Name: name, UID: c.LegacyUID}, nil
 }

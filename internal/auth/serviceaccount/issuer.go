@@ -1,12 +1,10 @@
 package serviceaccount
 
 import (
-	"crypto"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -16,31 +14,15 @@ import (
 // LegacyIssuer issues the tokens without an end.
 const LegacyIssuer = "kubernetes/serviceaccount"
 
-// An Issuer signs tokens. It is immutable and safe for concurrent use.
+// An Issuer signs tokens. It is safe for concurrent use.
 type Issuer struct {
 	issuer string
-	signer jose.Signer
+	keys   *Keys
 }
 
-// NewIssuer makes an issuer that calls itself issuer (an https URL) and signs with key.
-func NewIssuer(issuer string, key crypto.Signer) (*Issuer, error) {
-	id, err := keyID(key.Public())
-	if err != nil {
-		return nil, err
-	}
-	algorithm, err := algorithmOf(key.Public())
-	if err != nil {
-		return nil, err
-	}
-	signer, err := jose.NewSigner(jose.SigningKey{
-		Algorithm: algorithm,
-		Key:       jose.JSONWebKey{Key: key, KeyID: id, Algorithm: string(algorithm), Use: "sig"},
-	}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("prepare service account signing: %w", err)
-	}
-	return &Issuer{issuer: issuer, signer: signer}, nil
-}
+// NewIssuer makes an issuer that calls itself issuer (an https URL) and signs with the key that
+// keys has at that moment.
+func NewIssuer(issuer string, keys *Keys) *Issuer { return &Issuer{issuer: issuer, keys: keys} }
 
 // Binding says what a token lives with: a pod (Node is then a hint), a node or a secret; or
 // nothing.
@@ -112,7 +94,7 @@ func (i *Issuer) IssueLegacy(account *corev1.ServiceAccount, secret *corev1.Secr
 }
 
 func (i *Issuer) sign(c claims) (string, error) {
-	token, err := jwt.Signed(i.signer).Claims(c).Serialize()
+	token, err := jwt.Signed(i.keys.current.Load().signer).Claims(c).Serialize()
 	if err != nil {
 		return "", fmt.Errorf("sign service account token of %s: %w", c.Subject, err)
 	}

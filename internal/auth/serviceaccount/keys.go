@@ -15,9 +15,58 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/go-jose/go-jose/v4"
 )
+
+// Keys are the keys of service account tokens: one signs, and the tokens of several are
+// accepted. They can be replaced while requests are served. It is safe for concurrent use.
+type Keys struct {
+	current atomic.Pointer[ring]
+}
+
+// A ring is the keys at one moment. It is immutable.
+type ring struct {
+	signer   jose.Signer
+	accepted jose.JSONWebKeySet
+}
+
+// NewKeys signs with one key and accepts those whose public parts are given, the signing key's
+// among them.
+func NewKeys(signing crypto.Signer, public []crypto.PublicKey) (*Keys, error) {
+	k := &Keys{}
+	return k, k.Replace(signing, public)
+}
+
+// Replace uses these keys from now on. Tokens of keys that are not accepted any more are refused
+// at once. With an error nothing changes.
+func (k *Keys) Replace(signing crypto.Signer, public []crypto.PublicKey) error {
+	id, err := keyID(signing.Public())
+	if err != nil {
+		return err
+	}
+	algorithm, err := algorithmOf(signing.Public())
+	if err != nil {
+		return err
+	}
+	next := &ring{}
+	if next.accepted, err = keySet(public); err != nil {
+		return err
+	}
+	if len(next.accepted.Key(id)) == 0 {
+		return fmt.Errorf("the public part of the key that signs service account tokens (%s) is not among the accepted keys", id)
+	}
+	next.signer, err = jose.NewSigner(jose.SigningKey{
+		Algorithm: algorithm,
+		Key:       jose.JSONWebKey{Key: signing, KeyID: id, Algorithm: string(algorithm), Use: "sig"},
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("prepare service account signing: %w", err)
+	}
+	k.current.Store(next)
+	return nil
+}
 
 // keyID derives a key's identifier from its public part, as stock Kubernetes does, so that
 // tokens stay valid when a cluster moves to or from it.
@@ -49,7 +98,7 @@ func algorithmOf(public crypto.PublicKey) (jose.SignatureAlgorithm, error) {
 	return "", fmt.Errorf("service account key: a %T is not supported", public)
 }
 
-// keySet is the public keys in the form that JOSE uses.
+// keySet is the public keys in the form that JOSE uses, each once.
 func keySet(public []crypto.PublicKey) (jose.JSONWebKeySet, error) {
 	var set jose.JSONWebKeySet
 	for _, key := range public {
@@ -60,6 +109,9 @@ func keySet(public []crypto.PublicKey) (jose.JSONWebKeySet, error) {
 		algorithm, err := algorithmOf(key)
 		if err != nil {
 			return set, err
+		}
+		if len(set.Key(id)) > 0 {
+			continue
 		}
 		set.Keys = append(set.Keys, jose.JSONWebKey{Key: key, KeyID: id, Algorithm: string(algorithm), Use: "sig"})
 	}

@@ -47,6 +47,9 @@ type Requester struct {
 	MaxLifetime time.Duration
 	// Extend gives pods' own tokens a longer life than they ask for.
 	Extend bool
+	// CatchUp returns once the image holds all that was acknowledged, by whichever server, before
+	// the call; nil when it always does.
+	CatchUp func(context.Context) error
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -60,6 +63,11 @@ func (r *Requester) Create(ctx context.Context, namespace, name string, obj runt
 	in, ok := obj.(*authenticationv1.TokenRequest)
 	if !ok {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("not a TokenRequest: %T", obj))
+	}
+	if r.CatchUp != nil {
+		if err := r.CatchUp(ctx); err != nil {
+			return nil, err
+		}
 	}
 	account, ok := image.Get[*corev1.ServiceAccount](r.Image, core("serviceaccounts"), namespace, name)
 	if !ok {

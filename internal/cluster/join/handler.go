@@ -40,6 +40,9 @@ type HandlerConfig struct {
 	Keys func() (json.RawMessage, error)
 	// Facts returns what holds now.
 	Facts func(ctx context.Context) (Facts, error)
+	// MayJoin refuses a server that would not understand what is in etcd; nil refuses nobody. Its errors
+	// may wrap ErrTryAgain or ErrConflict.
+	MayJoin func(req ServerRequest) error
 	// AddMember adds a server to etcd as a learner, or finds it there when it has been added
 	// before, and returns all members. It may be nil when etcd runs elsewhere. Its errors
 	// may wrap ErrTryAgain or ErrConflict.
@@ -169,6 +172,11 @@ func (h *Handler) server(ctx context.Context, r *http.Request) (any, error) {
 	}
 	if (req.Name == "") != (req.PeerURL == "") {
 		return nil, &Refusal{Code: CodeBadRequest, Message: "a server joins with a name and a peer URL"}
+	}
+	if h.config.MayJoin != nil {
+		if err := h.config.MayJoin(req); err != nil {
+			return nil, err
+		}
 	}
 	facts, err := h.config.Facts(ctx)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,12 @@ func newCluster(t *testing.T, common string) *cluster {
 			c.added = append(c.added, req)
 			return []join.Member{{Name: "one"}, {Name: req.Name, PeerURL: req.PeerURL}}, nil
 		},
+		MayJoin: func(req join.ServerRequest) error {
+			if !slices.Contains(req.Reads, join.ReadsEncryption) && req.Name == "ancient" {
+				return fmt.Errorf("%w: it can't read what is here", join.ErrConflict)
+			}
+			return nil
+		},
 		Now: func() time.Time { return c.now.Add(time.Minute) },
 	})
 	if err != nil {
@@ -161,6 +168,20 @@ func TestServer(t *testing.T) {
 	// Without etcd of its own a server gets the keys only.
 	if got, err = join.Server(t.Context(), join.Options{URL: c.server.URL, Token: c.both}, join.ServerRequest{}); err != nil || len(got.Members) != 0 || len(c.added) != 1 {
 		t.Errorf("keys only: %+v, %v", got, err)
+	}
+}
+
+// A server that would not understand what is in etcd gets no keys and does not become a member.
+func TestServerThatMayNotJoin(t *testing.T) {
+	c := newCluster(t, "kube-apiserver")
+	options := join.Options{URL: c.server.URL, Token: c.both}
+	request := join.ServerRequest{Name: "ancient", PeerURL: "https://10.0.0.2:2380"}
+	if got, err := join.Server(t.Context(), options, request); !join.Refused(err, join.CodeConflict) || !strings.Contains(err.Error(), "can't read") || len(c.added) != 0 {
+		t.Errorf("joined: %+v, %v, added %v", got, err, c.added)
+	}
+	request.Reads = []string{join.ReadsEncryption}
+	if _, err := join.Server(t.Context(), options, request); err != nil || len(c.added) != 1 {
+		t.Errorf("upgraded: %v, added %v", err, c.added)
 	}
 }
 

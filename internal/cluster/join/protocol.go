@@ -51,7 +51,12 @@ type ServerRequest struct {
 	Name    string `json:"name,omitempty"`
 	PeerURL string `json:"peerURL,omitempty"`
 	Version string `json:"version"`
+	// Reads are the newer things in etcd that it can read: ReadsEncryption.
+	Reads []string `json:"reads,omitempty"`
 }
+
+// ReadsEncryption: the server reads what is encrypted with the cluster's own keys.
+const ReadsEncryption = "encryption/1"
 
 // ServerResponse is what makes a machine a server.
 type ServerResponse struct {

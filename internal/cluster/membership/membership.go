@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"barque.dev/internal/run"
@@ -233,6 +234,17 @@ func (m *Membership) Remove(ctx context.Context, name string) error {
 			return fmt.Errorf("remove server %s: %w", name, err)
 		}
 	}
+}
+
+// HandOver moves leadership to another voter, if this server leads and there is one. It returns
+// etcd.ErrQuorum when none can be reached.
+func (m *Membership) HandOver(ctx context.Context) error {
+	members := m.member.Members()
+	another := slices.ContainsFunc(members, func(mb etcd.MemberInfo) bool { return !mb.Learner && mb.ID != m.member.ID() })
+	if m.member.ID() != m.member.Leader() || !another {
+		return nil
+	}
+	return m.handOver(ctx, members)
 }
 
 // handOver moves leadership to another voter that can be reached.

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -47,19 +48,22 @@ func (w *World) MustCreate(obj client.Object) {
 	}
 }
 
-// Change reads obj anew, lets f change it and writes it, all of it.
+// Change reads obj anew, lets f change it and writes it, and its status if f changed that: a
+// controller that is running may write the status as soon as it sees the rest.
 func Change[T client.Object](w *World, obj T, f func(T)) {
 	w.t.Helper()
 	ctx := context.Background()
 	if err := w.Get(ctx, client.ObjectKeyFromObject(obj), obj); err != nil {
 		w.t.Fatalf("get %T %s: %v", obj, obj.GetName(), err)
 	}
+	before := obj.DeepCopyObject().(client.Object)
 	f(obj)
 	want := obj.DeepCopyObject().(client.Object)
 	if err := w.Update(ctx, obj); err != nil {
 		w.t.Fatalf("update %T %s: %v", obj, obj.GetName(), err)
 	}
-	if !field(obj, "Status").IsValid() || w.current(obj) == nil {
+	status := field(want, "Status")
+	if !status.IsValid() || equality.Semantic.DeepEqual(field(before, "Status").Interface(), status.Interface()) || w.current(obj) == nil {
 		return
 	}
 	want.SetResourceVersion(obj.GetResourceVersion())

@@ -50,6 +50,12 @@ type World struct {
 	// After is asked once the write has happened: its error makes the write's outcome look
 	// unknown to whoever wrote.
 	Fail, After func(verb string, obj client.Object) error
+	// Late, if not nil, tells of objects that have not come to the image yet: controllers see them once they
+	// have caught up, which makes it nil, unless Cut, then the error of catching up, is set.
+	Late func(obj client.Object) bool
+	Cut  error
+	// Damaged, if not nil, tells of objects that can't be read.
+	Damaged func(obj client.Object) bool
 
 	mu        sync.Mutex
 	uids      int
@@ -89,7 +95,8 @@ func New(t TB, objs ...client.Object) *World {
 // Deps is what controllers are made with.
 func (w *World) Deps() kit.Deps {
 	return kit.Deps{
-		Client:   w,
+		Client:   image{w},
+		CatchUp:  w.catchUp,
 		Kinds:    builtin{},
 		Recorder: func(string) record.EventRecorder { return recorder{w} },
 		Clock:    w.Clock,
@@ -235,6 +242,9 @@ func (w *World) delete(ctx context.Context, c client.WithWatch, obj client.Objec
 	o.ApplyOptions(opts)
 	if o.Preconditions != nil && o.Preconditions.UID != nil && *o.Preconditions.UID != old.GetUID() {
 		return apierrors.NewConflict(schema.GroupResource{}, obj.GetName(), errors.New("the UID in the precondition is another"))
+	}
+	if o.Preconditions != nil && o.Preconditions.ResourceVersion != nil && *o.Preconditions.ResourceVersion != old.GetResourceVersion() {
+		return apierrors.NewConflict(schema.GroupResource{}, obj.GetName(), errors.New("the version in the precondition is another"))
 	}
 	if err := c.Delete(ctx, obj, opts...); err != nil {
 		return err

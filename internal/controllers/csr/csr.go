@@ -5,6 +5,9 @@
 //	kubernetes.io/kubelet-serving                 approved for a node's own name and addresses
 //	kubernetes.io/kube-apiserver-client           signed when an administrator approves
 //
+// What is signed is within its signer's rules, whoever approves: one authority stands behind all three, and who may
+// approve requests for nodes is not to make administrators, nor servers that clients take for the API.
+//
 // Requests that are done, or that nobody decides on, are removed after a while (stock's times).
 package csr
 
@@ -25,8 +28,8 @@ import (
 	"barque.dev/internal/controllers/kit"
 )
 
-// A Signer issues the certificate, in PEM, that an approved request asks for; it refuses what
-// the signer's rules forbid.
+// A Signer issues the certificate, in PEM, that an approved request asks for. Whether the rules of the request's signer
+// allow it is decided before.
 type Signer func(spec *certificatesv1.CertificateSigningRequestSpec) ([]byte, error)
 
 // How long requests are kept, by what became of them.
@@ -111,7 +114,11 @@ func (c *controller) approve(ctx context.Context, csr *certificatesv1.Certificat
 
 func (c *controller) issue(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
 	changed := csr.DeepCopy()
-	cert, err := c.sign(&csr.Spec)
+	err := refusal(csr)
+	var cert []byte
+	if err == nil {
+		cert, err = c.sign(&csr.Spec)
+	}
 	if err != nil {
 		now := metav1.NewTime(c.deps.Clock.Now())
 		changed.Status.Conditions = append(changed.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{

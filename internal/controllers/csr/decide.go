@@ -3,6 +3,8 @@ package csr
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -58,6 +60,36 @@ func decide(csr *certificatesv1.CertificateSigningRequest, own []string) decisio
 	return leave
 }
 
+// refusal is why what was approved must not be signed; nil if it may be.
+func refusal(csr *certificatesv1.CertificateSigningRequest) error {
+	request := parse(csr.Spec.Request)
+	if request == nil {
+		return errors.New("spec.request is no certificate request (PKCS #10) in PEM with a good signature")
+	}
+	signer, use := csr.Spec.SignerName, certificatesv1.UsageClientAuth
+	if signer == certificatesv1.KubeletServingSignerName {
+		use = certificatesv1.UsageServerAuth
+	}
+	switch {
+	case !usesAre(csr, use):
+		return fmt.Errorf("spec.usages: %s signs for the use %q, beside digital signature and key encipherment", signer, use)
+	case signer == certificatesv1.KubeAPIServerClientSignerName:
+		return nil
+	case !isNode(request):
+		return fmt.Errorf("%s signs for the organization %s alone, and common names that begin with %s", signer, nodesGroup, nodePrefix)
+	case signer == certificatesv1.KubeAPIServerClientKubeletSignerName && hasNames(request):
+		return fmt.Errorf("%s signs no alternative names", signer)
+	case signer == certificatesv1.KubeletServingSignerName && !servesNames(request):
+		return fmt.Errorf("%s signs DNS names and IP addresses, one at least, and no other alternative names", signer)
+	}
+	return nil
+}
+
+// servesNames: there are names that a server can be reached at, and none of another sort.
+func servesNames(request *x509.CertificateRequest) bool {
+	return len(request.DNSNames)+len(request.IPAddresses) > 0 && len(request.EmailAddresses)+len(request.URIs) == 0
+}
+
 func parse(text []byte) *x509.CertificateRequest {
 	block, _ := pem.Decode(text)
 	if block == nil {
@@ -93,8 +125,7 @@ func isNodeClient(csr *certificatesv1.CertificateSigningRequest, request *x509.C
 // isOwnServing: the node asks for itself, and names nothing but addresses that it has told.
 func isOwnServing(csr *certificatesv1.CertificateSigningRequest, request *x509.CertificateRequest, own []string) bool {
 	if !isNode(request) || csr.Spec.Username != request.Subject.CommonName || !slices.Contains(csr.Spec.Groups, nodesGroup) ||
-		!usesAre(csr, certificatesv1.UsageServerAuth) || len(request.EmailAddresses)+len(request.URIs) > 0 ||
-		len(request.DNSNames)+len(request.IPAddresses) == 0 {
+		!usesAre(csr, certificatesv1.UsageServerAuth) || !servesNames(request) {
 		return false
 	}
 	node, _ := nodeOf(csr.Spec.Username)

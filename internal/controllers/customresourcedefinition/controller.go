@@ -183,6 +183,9 @@ func (c *controller) empty(ctx context.Context, crd *apiextensionsv1.CustomResou
 	default:
 		kind.Version = served.Kept.Version
 	}
+	if err := c.deps.CatchUp(ctx); err != nil {
+		return 0, err
+	}
 	objs, err := c.instances(ctx, kind)
 	if err != nil {
 		return 0, err

@@ -1,6 +1,7 @@
 package customresourcedefinition
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -9,10 +10,12 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"barque.dev/internal/api"
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/controllertest"
 	"barque.dev/internal/controllers/kit"
@@ -104,5 +107,32 @@ func TestBuiltinObjectsSurvive(t *testing.T) {
 	}
 	if !apihelpers.CRDHasFinalizer(controllertest.Reload(w, foos), apiextensionsv1.CustomResourceCleanupFinalizer) {
 		t.Error("a definition whose objects nobody reaches is let go")
+	}
+}
+
+// oneKind serves nothing but one kind.
+type oneKind struct{ resource *api.Resource }
+
+func (k oneKind) Resources() []*api.Resource { return []*api.Resource{k.resource} }
+func (oneKind) Changed() <-chan struct{}     { return nil }
+
+// TestHeldUntilCaughtUp: whether a definition has objects is not known before the image has caught up.
+func TestHeldUntilCaughtUp(t *testing.T) {
+	ships := builtinNamed("example.com", "ships", "Ship")
+	w := controllertest.New(t, ships)
+	w.Cut = errors.New("no quorum")
+	deps := w.Deps()
+	deps.Kinds = oneKind{&api.Resource{
+		GroupResource: schema.GroupResource{Group: "example.com", Resource: "ships"}, Kind: "Ship", Prefix: "example.com/ships",
+		Kept: schema.GroupVersion{Group: "example.com", Version: "v1"}, Custom: &api.Custom{},
+	}}
+	if err := w.Delete(t.Context(), controllertest.Reload(w, ships)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(deps).Reconcile(t.Context(), kit.RequestFor(ships)); !errors.Is(err, w.Cut) {
+		t.Errorf("cut off: %v", err)
+	}
+	if !apihelpers.CRDHasFinalizer(controllertest.Reload(w, ships), apiextensionsv1.CustomResourceCleanupFinalizer) {
+		t.Error("it is let go")
 	}
 }

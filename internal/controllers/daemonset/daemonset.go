@@ -123,8 +123,8 @@ func (r *reconciler) reconcile(ctx context.Context, req reconcile.Request) (reco
 }
 
 func (r *reconciler) sync(ctx context.Context, ds *appsv1.DaemonSet) (reconcile.Result, error) {
-	nodes, err := r.nodes(ctx)
-	if err != nil {
+	nodes, unreadable := r.nodes(ctx)
+	if err := kit.Readable(unreadable); err != nil {
 		return reconcile.Result{}, err
 	}
 	all, err := pods.OfOwner(ctx, r.Client, ds)
@@ -142,7 +142,11 @@ func (r *reconciler) sync(ctx context.Context, ds *appsv1.DaemonSet) (reconcile.
 		return reconcile.Result{}, err
 	}
 	now := r.Clock.Now()
-	s := newState(ds, nodes, claimed, current.Labels[hashLabel], now)
+	placed := claimed
+	if unreadable != nil {
+		placed = onAny(nodes, claimed) // of the others it is not known whether they should run
+	}
+	s := newState(ds, nodes, placed, current.Labels[hashLabel], now)
 	s.wait = func(node string) (left time.Duration) { return r.waits.left(r.waitKey(ds, node), now) }
 
 	p := s.manage()
@@ -167,6 +171,15 @@ func (r *reconciler) sync(ctx context.Context, ds *appsv1.DaemonSet) (reconcile.
 		again = next
 	}
 	return reconcile.Result{RequeueAfter: again}, stepErr
+}
+
+// onAny are the pods whose node is one of those, or that have none.
+func onAny(nodes []*corev1.Node, all []*corev1.Pod) []*corev1.Pod {
+	known := map[string]bool{"": true}
+	for _, n := range nodes {
+		known[n.Name] = true
+	}
+	return pods.Filter(all, func(p *corev1.Pod) bool { return known[target(p)] })
 }
 
 func (r *reconciler) waitKey(ds *appsv1.DaemonSet, node string) waitKey {

@@ -208,6 +208,36 @@ func TestRemovesPodsPinnedToNodesThatAreGone(t *testing.T) {
 	}
 }
 
+// A node that can't be read keeps no other from getting its pod, and loses none itself.
+func TestNodeThatCannotBeRead(t *testing.T) {
+	ds := newSet(0, 1)
+	w := controllertest.New(t, ds, node("a"), node("b"))
+	c := New(w.Deps())
+	w.Settle(c)
+	w.Damaged = func(obj client.Object) bool { n, ok := obj.(*corev1.Node); return ok && n.Name == "a" }
+	w.MustCreate(node("c"))
+	w.Settle(c)
+	var on []string
+	for _, p := range w.Pods() {
+		on = append(on, target(&p))
+	}
+	if slices.Sort(on); !slices.Equal(on, []string{"a", "b", "c"}) {
+		t.Errorf("pods on %v", on)
+	}
+	controllertest.Change(w, ds, func(ds *appsv1.DaemonSet) { ds.Spec.Template.Spec.Containers[0].Image = "agent:2" })
+	for range 3 {
+		run(w)
+		w.Settle(c)
+	}
+	images := map[string]string{}
+	for _, p := range w.Pods() {
+		images[target(&p)] = p.Spec.Containers[0].Image
+	}
+	if images["a"] != "agent:1" || images["b"] != "agent:2" || images["c"] != "agent:2" {
+		t.Errorf("images %v", images)
+	}
+}
+
 func TestRollsOutAndKeepsHistory(t *testing.T) {
 	for _, surge := range []int32{0, 1} {
 		ds := newSet(surge, 1-surge)

@@ -41,14 +41,22 @@ func New(deps kit.Deps) kit.Controller {
 			return obj.GetName()
 		}),
 		Reconcile: func(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-			return reconcile.Result{}, ensure(ctx, deps.Client, req)
+			return reconcile.Result{}, ensure(ctx, deps, req)
 		},
 	}
 }
 
-func ensure(ctx context.Context, c client.Client, req reconcile.Request) error {
+func ensure(ctx context.Context, deps kit.Deps, req reconcile.Request) error {
+	c := deps.Client
 	var s corev1.Service
-	if err := c.Get(ctx, req.NamespacedName, &s); apierrors.IsNotFound(err) {
+	err := c.Get(ctx, req.NamespacedName, &s)
+	if apierrors.IsNotFound(err) {
+		if err := deps.CatchUp(ctx); err != nil {
+			return fmt.Errorf("make sure that service %s is gone: %w", req.NamespacedName, err)
+		}
+		err = c.Get(ctx, req.NamespacedName, &s)
+	}
+	if apierrors.IsNotFound(err) {
 		// Also what somebody wrote by hand: as with stock, a service's endpoints go with it.
 		gone := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: req.Namespace, Name: req.Name}}
 		return client.IgnoreNotFound(c.Delete(ctx, gone))

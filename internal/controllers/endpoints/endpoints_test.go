@@ -4,6 +4,7 @@
 package endpoints
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -155,5 +156,27 @@ func TestReconcile(t *testing.T) {
 		Subsets: []corev1.EndpointSubset{{Addresses: []corev1.EndpointAddress{{IP: "192.0.2.1"}}}}})
 	if e, err := look(); err != nil || describe(e) != "0: 192.0.2.1 | " {
 		t.Errorf("by hand: %q, %v", describe(e), err)
+	}
+}
+
+// Endpoints stay whose service has not come to the image yet: nobody could write again what somebody wrote by hand.
+func TestLateService(t *testing.T) {
+	s := service()
+	s.Spec.Selector = nil
+	hand := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name}}
+	w := controllertest.New(t, s, hand)
+	c := New(w.Deps())
+	w.Late = func(obj client.Object) bool { _, late := obj.(*corev1.Service); return late }
+	w.Cut = errors.New("no quorum")
+	req := reconcile.Request{NamespacedName: client.ObjectKeyFromObject(s)}
+	if _, err := c.Reconcile(t.Context(), req); !errors.Is(err, w.Cut) {
+		t.Errorf("cut off: %v", err)
+	}
+	w.Cut = nil
+	if _, err := c.Reconcile(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Get(t.Context(), req.NamespacedName, hand); err != nil {
+		t.Errorf("what was written by hand: %v", err)
 	}
 }

@@ -78,7 +78,7 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 // zones maps nodes to their zones.
 func (c *controller) zones(ctx context.Context) (map[string]string, error) {
 	var nodes corev1.NodeList
-	if err := c.deps.Client.List(ctx, &nodes); err != nil {
+	if err := kit.Readable(c.deps.Client.List(ctx, &nodes)); err != nil {
 		return nil, err
 	}
 	zones := map[string]string{}

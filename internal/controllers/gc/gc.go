@@ -8,10 +8,12 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/lru"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -25,6 +27,18 @@ type controller struct {
 
 	mu    sync.Mutex
 	kinds map[schema.GroupKind]*api.Resource // that are followed
+
+	// absent are owners that are known to be gone, for good: no UID comes twice.
+	absent *lru.Cache
+}
+
+// knownAbsent is how many owners are remembered to be gone (stock: 500): their dependents come all at once.
+const knownAbsent = 500
+
+// coordinates are where a reference says that an owner is.
+type coordinates struct {
+	namespace, apiVersion, kind, name string
+	uid                               types.UID
 }
 
 // lookAgain is how soon an object is looked at again whose owner seems gone but is not.
@@ -35,7 +49,7 @@ var ignored = map[schema.GroupKind]bool{{Kind: "Event"}: true, {Group: "events.k
 
 // New makes the controller.
 func New(deps kit.Deps) kit.Controller {
-	c := &controller{deps: deps, graph: newGraph(), kinds: map[schema.GroupKind]*api.Resource{}}
+	c := newController(deps)
 	return kit.Controller{
 		Name:      "garbage-collector",
 		Account:   "generic-garbage-collector",
@@ -43,6 +57,10 @@ func New(deps kit.Deps) kit.Controller {
 		Reconcile: c.reconcile,
 		Workers:   16,
 	}
+}
+
+func newController(deps kit.Deps) *controller {
+	return &controller{deps: deps, graph: newGraph(), kinds: map[schema.GroupKind]*api.Resource{}, absent: lru.New(knownAbsent)}
 }
 
 func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -76,8 +94,35 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 }
 
 // allGone looks absent owners up once more: the graph follows the image kind by kind, so one
-// kind may be a moment behind another.
+// kind may be a moment behind another, and the image may be behind what other servers wrote.
 func (c *controller) allGone(ctx context.Context, d decision) (bool, error) {
+	if gone, err := c.notFound(ctx, d); err != nil || !gone {
+		return false, err
+	}
+	var unsure []coordinates
+	for _, r := range d.absent {
+		at := coordinates{d.object.namespace, r.APIVersion, r.Kind, r.Name, r.UID}
+		if _, known := c.absent.Get(at); !known {
+			unsure = append(unsure, at)
+		}
+	}
+	if len(unsure) == 0 {
+		return true, nil
+	}
+	if err := c.deps.CatchUp(ctx); err != nil {
+		return false, fmt.Errorf("make sure that the owners of %s %s/%s are gone: %w", d.object.gvk.Kind, d.object.namespace, d.object.name, err)
+	}
+	if gone, err := c.notFound(ctx, d); err != nil || !gone {
+		return false, err
+	}
+	for _, at := range unsure {
+		c.absent.Add(at, nil)
+	}
+	return true, nil
+}
+
+// notFound tells whether none of the absent owners is in the image.
+func (c *controller) notFound(ctx context.Context, d decision) (bool, error) {
 	for _, r := range d.absent {
 		gv, err := schema.ParseGroupVersion(r.APIVersion)
 		if err != nil {
@@ -119,16 +164,50 @@ func (c *controller) reference(o *object) (client.Object, error) {
 	return ref, nil
 }
 
+// delete deletes an object as long as its owners are those that the decision was made on: who has given it another in
+// the meantime wants it to stay.
 func (c *controller) delete(ctx context.Context, o *object, policy metav1.DeletionPropagation) error {
+	version, same, err := c.unmoved(ctx, o)
+	if err != nil || !same {
+		return err
+	}
+	err = c.deleteVersion(ctx, o, policy, &version)
+	if !apierrors.IsConflict(err) {
+		return client.IgnoreNotFound(err)
+	}
+	// It has changed, or another has its name. What changes all the time goes all the same if that is not about owners.
+	if err := c.deps.CatchUp(ctx); err != nil {
+		return err
+	}
+	if _, same, err := c.unmoved(ctx, o); err != nil || !same {
+		return err
+	}
+	if err := c.deleteVersion(ctx, o, policy, nil); !apierrors.IsConflict(err) {
+		return client.IgnoreNotFound(err)
+	}
+	return nil
+}
+
+func (c *controller) deleteVersion(ctx context.Context, o *object, policy metav1.DeletionPropagation, version *string) error {
 	ref, err := c.reference(o)
 	if err != nil {
 		return err
 	}
-	err = c.deps.Client.Delete(ctx, ref, client.PropagationPolicy(policy), client.Preconditions{UID: &o.uid})
-	if apierrors.IsConflict(err) {
-		return nil // another object has the name now
+	return c.deps.Client.Delete(ctx, ref, client.PropagationPolicy(policy), client.Preconditions{UID: &o.uid, ResourceVersion: version})
+}
+
+// unmoved returns the version of an object that is there and has the owners that the graph knows of. If it does not have
+// them, the graph is about to learn that, and to ask for the object again.
+func (c *controller) unmoved(ctx context.Context, o *object) (version string, same bool, err error) {
+	ref, err := c.reference(o)
+	if err != nil {
+		return "", false, err
 	}
-	return client.IgnoreNotFound(err)
+	if err := c.deps.Client.Get(ctx, client.ObjectKeyFromObject(ref), ref); err != nil {
+		return "", false, client.IgnoreNotFound(err)
+	}
+	same = ref.GetUID() == o.uid && equality.Semantic.DeepEqual(ref.GetOwnerReferences(), o.owners)
+	return ref.GetResourceVersion(), same, nil
 }
 
 // drop takes references off an object. The patch names its UID, so that it can't hit another.

@@ -70,6 +70,10 @@ type Deps struct {
 	Kinds Kinds
 	// Client reads the shared image and writes with the fence of the context.
 	Client barqueclient.Client
+	// CatchUp returns once the image holds every write that was acknowledged, by whichever server, before the
+	// call. What is not there may just not have come yet: who is about to destroy something for want of
+	// something else catches up, and looks again. An error means that nothing is known.
+	CatchUp func(context.Context) error
 	// Recorder makes the recorder of events for a component such as "deployment-controller".
 	Recorder func(component string) record.EventRecorder
 	// Clock tells the time that goes into decisions and statuses.

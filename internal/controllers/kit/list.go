@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -16,17 +17,33 @@ import (
 )
 
 // List fills list as opts say and returns pointers to its items, which are shared and must not
-// be changed.
+// be changed. With an error that [Readable] forgives it returns the items that could be read.
 func List[T client.Object](ctx context.Context, c client.Reader, list client.ObjectList, opts ...client.ListOption) ([]T, error) {
-	if err := c.List(ctx, list, opts...); err != nil {
-		return nil, fmt.Errorf("list %s%s: %w", reflect.TypeOf(list).Elem().Name(), where(opts), err)
+	err := c.List(ctx, list, opts...)
+	if err != nil {
+		err = fmt.Errorf("list %s%s: %w", reflect.TypeOf(list).Elem().Name(), where(opts), err)
+	}
+	if Readable(err) != nil {
+		return nil, err
 	}
 	items := make([]T, 0, meta.LenList(list))
-	err := meta.EachListItem(list, func(item runtime.Object) error {
+	if failure := meta.EachListItem(list, func(item runtime.Object) error {
 		items = append(items, item.(T))
 		return nil
-	})
+	}); failure != nil {
+		return nil, failure
+	}
 	return items, err
+}
+
+// Readable forgives a list that it lacks objects that can't be read: it is for those who do with each object what is to
+// be done with it, so that one that is damaged does not keep the others waiting. It is not for those who conclude
+// something from what a list does not have. Whoever follows the kind has logged which they are.
+func Readable(err error) error {
+	if apierrors.IsStoreReadError(err) {
+		return nil
+	}
+	return err
 }
 
 func where(opts []client.ListOption) string {
@@ -41,7 +58,7 @@ func where(opts []client.ListOption) string {
 // image answers, so that failing means a bug, which is logged.
 func Where[T client.Object](d Deps, list client.ObjectList, wants func(T) bool, opts ...client.ListOption) []reconcile.Request {
 	items, err := List[T](context.Background(), d.Client, list, opts...)
-	if err != nil {
+	if Readable(err) != nil {
 		d.Log.Error("look for what to reconcile", "error", err)
 		return nil
 	}

@@ -1,12 +1,14 @@
 package kit_test
 
 import (
+	"errors"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	barqueclient "barque.dev/internal/client"
 	"barque.dev/internal/controllers/controllertest"
@@ -32,6 +34,22 @@ func TestAdoptersAreThoseWhoseSelectorTakesTheOrphan(t *testing.T) {
 	}
 	if got := adopters(pod("orphan", nil, nil)); got != nil {
 		t.Errorf("adopters of a pod without labels: %v", got)
+	}
+}
+
+func TestListsLackWhatCannotBeRead(t *testing.T) {
+	w := controllertest.New(t, pod("a", nil, nil), pod("b", nil, nil))
+	w.Damaged = func(obj client.Object) bool { return obj.GetName() == "a" }
+	deps := w.Deps()
+	got, err := kit.List[*corev1.Pod](t.Context(), deps.Client, &corev1.PodList{})
+	if len(got) != 1 || got[0].Name != "b" || err == nil || kit.Readable(err) != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	if requests := kit.Where(deps, &corev1.PodList{}, func(*corev1.Pod) bool { return true }); len(requests) != 1 || requests[0].Name != "b" {
+		t.Errorf("requests %v", requests)
+	}
+	if other := errors.New("no quorum"); kit.Readable(other) == nil {
+		t.Error("another error is forgiven")
 	}
 }
 

@@ -9,34 +9,35 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"barque.dev/internal/api"
 )
 
 // remaining counts what a namespace still holds.
 type remaining struct {
 	kinds      map[string]int // by resource
 	finalizers map[string]int // by finalizer
+	silent     []string       // APIServices whose servers do not say what they have
 }
 
-func (l *remaining) count(r *api.Resource, objs []runtime.Object) {
+// unknown says of which groups it is not known whether they have something.
+func (l *remaining) unknown() string {
+	return fmt.Sprintf("Discovery failed for some groups, %d failing: %s", len(l.silent), strings.Join(l.silent, ", "))
+}
+
+func (l *remaining) count(of schema.GroupResource, objs []metav1.Object) {
 	if len(objs) == 0 {
 		return
 	}
-	name := r.GroupResource.String()
-	if r.Group == "" {
+	name := of.String()
+	if of.Group == "" {
 		name += "." // as stock writes the core group
 	}
 	l.kinds[name] += len(objs)
 	for _, obj := range objs {
-		if m, err := meta.Accessor(obj); err == nil {
-			for _, f := range m.GetFinalizers() {
-				l.finalizers[f]++
-			}
+		for _, f := range obj.GetFinalizers() {
+			l.finalizers[f]++
 		}
 	}
 }
@@ -73,6 +74,9 @@ func conditions(old []corev1.NamespaceCondition, left remaining, failure error, 
 	if failure != nil {
 		message = failure.Error()
 	}
+	set(corev1.NamespaceDeletionDiscoveryFailure, len(left.silent) > 0, "DiscoveryFailed", left.unknown(),
+		"ResourcesDiscovered", "All resources successfully discovered")
+	set(corev1.NamespaceDeletionGVParsingFailure, false, "", "", "ParsedGroupVersions", "All legacy kube types successfully parsed")
 	set(corev1.NamespaceDeletionContentFailure, failure != nil, "ContentDeletionFailed", message,
 		"ContentDeleted", "All content successfully deleted, may be waiting on finalization")
 	set(corev1.NamespaceContentRemaining, len(left.kinds) > 0, "SomeResourcesRemain",

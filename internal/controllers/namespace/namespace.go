@@ -15,7 +15,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -26,14 +28,22 @@ import (
 // again is how soon a namespace that is not empty yet is looked at again.
 const again = 500 * time.Millisecond
 
+// Elsewhere empties namespaces of what aggregated API servers keep.
+type Elsewhere interface {
+	// EmptyNamespace asks for the deletion of all of it, and returns what is left, and the APIServices of servers that do not
+	// say what they have.
+	EmptyNamespace(ctx context.Context, namespace string) (left map[schema.GroupResource][]metav1.PartialObjectMetadata, silent []string, err error)
+}
+
 type controller struct {
-	client client.Client
-	deps   kit.Deps
+	client    client.Client
+	deps      kit.Deps
+	elsewhere Elsewhere
 }
 
 // New makes the controller.
-func New(deps kit.Deps) kit.Controller {
-	c := &controller{client: deps.Client, deps: deps}
+func New(deps kit.Deps, elsewhere Elsewhere) kit.Controller {
+	c := &controller{client: deps.Client, deps: deps, elsewhere: elsewhere}
 	return kit.Controller{
 		Name:      "namespace",
 		Watches:   []kit.Watch{{Kind: &corev1.Namespace{}, Requests: kit.Self}},
@@ -50,12 +60,19 @@ func (c *controller) reconcile(ctx context.Context, req reconcile.Request) (reco
 	if ns.DeletionTimestamp == nil || !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
 		return reconcile.Result{}, nil
 	}
+	// What was made in it before it began to go is deleted with it, whichever server made it.
+	if err := c.deps.CatchUp(ctx); err != nil {
+		return reconcile.Result{}, fmt.Errorf("learn what is in namespace %s: %w", ns.Name, err)
+	}
 	left, err := c.empty(ctx, ns.Name)
 	if statusErr := c.report(ctx, &ns, left, err); client.IgnoreNotFound(statusErr) != nil {
 		err = errors.Join(err, statusErr)
 	}
 	if err != nil {
 		return reconcile.Result{}, err
+	}
+	if len(left.silent) > 0 {
+		return reconcile.Result{}, fmt.Errorf("empty namespace %s: %s", ns.Name, left.unknown())
 	}
 	if len(left.kinds) > 0 {
 		return reconcile.Result{RequeueAfter: again}, nil
@@ -78,14 +95,34 @@ func (c *controller) empty(ctx context.Context, namespace string) (remaining, er
 			errs = append(errs, fmt.Errorf("delete %s in namespace %s: %w", r.Resource, namespace, err))
 			continue
 		}
-		left.count(r, objs)
+		left.count(r.GroupResource, accessors(objs))
 		if r.Resource == "pods" && r.Group == "" {
 			if len(objs) > 0 {
-				break // whatever pods stand on outlives them
+				return left, errors.Join(errs...) // whatever pods stand on outlives them
 			}
 		}
 	}
-	return left, errors.Join(errs...)
+	others, silent, err := c.elsewhere.EmptyNamespace(ctx, namespace)
+	left.silent = silent
+	for gr, objs := range others {
+		metas := make([]metav1.Object, len(objs))
+		for i := range objs {
+			metas[i] = &objs[i]
+		}
+		left.count(gr, metas)
+	}
+	return left, errors.Join(append(errs, err)...)
+}
+
+// accessors are the metadata of objects, which all API objects have.
+func accessors(objs []runtime.Object) []metav1.Object {
+	var out []metav1.Object
+	for _, obj := range objs {
+		if m, err := meta.Accessor(obj); err == nil {
+			out = append(out, m)
+		}
+	}
+	return out
 }
 
 // ordered puts pods first.

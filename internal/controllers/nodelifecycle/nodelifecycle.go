@@ -213,7 +213,7 @@ func (c *controller) collect(ctx context.Context, node *corev1.Node, now time.Ti
 		return e, nil
 	}
 	var nodes corev1.NodeList
-	if err := c.deps.Client.List(ctx, &nodes); err != nil {
+	if err := kit.Readable(c.deps.Client.List(ctx, &nodes)); err != nil {
 		return e, err
 	}
 	e.nodes = len(nodes.Items)
@@ -299,7 +299,7 @@ func (c *controller) applyTaints(ctx context.Context, node *corev1.Node, v verdi
 // out.
 func (c *controller) markPods(ctx context.Context, node string, now metav1.Time) error {
 	var list corev1.PodList
-	if err := c.deps.Client.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
+	if err := kit.Readable(c.deps.Client.List(ctx, &list, client.MatchingFields{"spec.nodeName": node})); err != nil {
 		return err
 	}
 	var errs []error

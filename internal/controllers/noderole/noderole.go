@@ -85,7 +85,7 @@ func (c *controller) ensure(ctx context.Context) (reconcile.Result, error) {
 		return reconcile.Result{}, fmt.Errorf("find out who the servers are: %w", err)
 	}
 	var nodes corev1.NodeList
-	if err := c.deps.Client.List(ctx, &nodes); err != nil {
+	if err := kit.Readable(c.deps.Client.List(ctx, &nodes)); err != nil {
 		return reconcile.Result{}, fmt.Errorf("list nodes: %w", err)
 	}
 	now := c.deps.Clock.Now()

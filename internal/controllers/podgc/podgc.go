@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -72,7 +73,8 @@ func New(deps kit.Deps) kit.Controller {
 func (c *controller) reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	var pods corev1.PodList
 	var nodes corev1.NodeList
-	if err := errors.Join(c.deps.Client.List(ctx, &pods), c.deps.Client.List(ctx, &nodes)); err != nil {
+	// A node that can't be read is missed, but lookAgain does not take it for gone.
+	if err := errors.Join(kit.Readable(c.deps.Client.List(ctx, &pods)), kit.Readable(c.deps.Client.List(ctx, &nodes))); err != nil {
 		return reconcile.Result{}, err
 	}
 	byName := map[string]*corev1.Node{}
@@ -81,6 +83,9 @@ func (c *controller) reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	}
 	now := c.deps.Clock.Now()
 	c.missNodes(pods.Items, byName, now)
+	if err := c.lookAgain(ctx, byName, now); err != nil {
+		return reconcile.Result{}, err
+	}
 	victims := plan(pods.Items, byName, c.goneSince, now, endedThreshold)
 	err := kit.Each(len(victims), func(i int) error { return c.remove(ctx, victims[i]) })
 	return reconcile.Result{RequeueAfter: every}, err
@@ -101,6 +106,33 @@ func (c *controller) missNodes(pods []corev1.Pod, nodes map[string]*corev1.Node,
 		}
 	}
 	c.goneSince = missed
+}
+
+// lookAgain adds the nodes that have been missed for so long that their pods would go now, but are there.
+func (c *controller) lookAgain(ctx context.Context, nodes map[string]*corev1.Node, now time.Time) error {
+	caughtUp := false
+	for name, since := range c.goneSince {
+		if now.Sub(since) < quarantine {
+			continue
+		}
+		if !caughtUp {
+			if err := c.deps.CatchUp(ctx); err != nil {
+				return fmt.Errorf("make sure that nodes are gone: %w", err)
+			}
+			caughtUp = true
+		}
+		node := &corev1.Node{}
+		switch err := c.deps.Client.Get(ctx, client.ObjectKey{Name: name}, node); {
+		case apierrors.IsNotFound(err):
+			continue
+		case err == nil:
+			nodes[name] = node
+		default:
+			c.deps.Log.Warn("a node can't be read; its pods stay", "node", name, "error", err)
+		}
+		delete(c.goneSince, name)
+	}
+	return nil
 }
 
 // plan decides who goes.

@@ -1,6 +1,7 @@
 package podgc
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"barque.dev/internal/controllers/controllertest"
 )
@@ -131,5 +133,47 @@ func TestSparesASuccessor(t *testing.T) {
 	}
 	if err := w.Get(t.Context(), client.ObjectKeyFromObject(&successor), &successor); err != nil || successor.Status.Phase != corev1.PodRunning {
 		t.Errorf("the successor is %s: %v", successor.Status.Phase, err)
+	}
+}
+
+// TestLateNode: the pods of a node that has not come to the image yet stay, and so do all as long as that can't be
+// found out.
+func TestLateNode(t *testing.T) {
+	p, q := pod("p", "late"), pod("q", "gone")
+	w := controllertest.New(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "late"}}, &p, &q)
+	there := func(p corev1.Pod) bool {
+		err := w.Get(t.Context(), client.ObjectKeyFromObject(&p), &p)
+		return !apierrors.IsNotFound(err)
+	}
+	c := New(w.Deps())
+	w.Late = func(obj client.Object) bool { _, late := obj.(*corev1.Node); return late }
+	w.Cut = errors.New("no quorum")
+	w.Reconcile(c, &corev1.Node{})
+	w.Clock.Step(quarantine)
+	if _, err := c.Reconcile(t.Context(), reconcile.Request{}); !errors.Is(err, w.Cut) || !there(p) || !there(q) {
+		t.Errorf("cut off: %v, there %v, %v", err, there(p), there(q))
+	}
+	w.Cut = nil
+	w.Reconcile(c, &corev1.Node{})
+	if !there(p) || there(q) {
+		t.Errorf("the pod of the late node is there: %v, that of the gone one: %v", there(p), there(q))
+	}
+}
+
+// TestDamaged: a pod or a node that can't be read keeps nobody else's pods, and the pods of such a node stay.
+func TestDamaged(t *testing.T) {
+	p, q, r := pod("p", "damaged"), pod("q", "gone"), pod("r", "gone")
+	w := controllertest.New(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "damaged"}}, &p, &q, &r)
+	w.Damaged = func(obj client.Object) bool { return obj.GetName() == "damaged" || obj.GetName() == "r" }
+	c := New(w.Deps())
+	w.Reconcile(c, &corev1.Node{})
+	w.Clock.Step(quarantine)
+	w.Reconcile(c, &corev1.Node{})
+	var left []string
+	for _, p := range w.Pods() {
+		left = append(left, p.Name)
+	}
+	if fmt.Sprint(left) != "[p r]" {
+		t.Errorf("left: %v", left)
 	}
 }

@@ -23,7 +23,7 @@ import (
 
 // guard holds one kind by one finalizer.
 type guard struct {
-	client    client.Client
+	kit.Deps
 	finalizer string
 	empty     func() client.Object
 	used      func(context.Context, client.Object) (bool, error)
@@ -32,7 +32,7 @@ type guard struct {
 // NewClaims makes the controller of claims.
 func NewClaims(deps kit.Deps) kit.Controller {
 	g := guard{
-		client: deps.Client, finalizer: admission.ClaimProtection,
+		Deps: deps, finalizer: admission.ClaimProtection,
 		empty: func() client.Object { return &corev1.PersistentVolumeClaim{} },
 		used: func(ctx context.Context, obj client.Object) (bool, error) {
 			var pods corev1.PodList
@@ -108,7 +108,7 @@ func claimsOf(e barqueclient.Event) []reconcile.Request {
 // NewVolumes makes the controller of volumes.
 func NewVolumes(deps kit.Deps) kit.Controller {
 	g := guard{
-		client: deps.Client, finalizer: admission.VolumeProtection,
+		Deps: deps, finalizer: admission.VolumeProtection,
 		empty: func() client.Object { return &corev1.PersistentVolume{} },
 		used: func(_ context.Context, obj client.Object) (bool, error) {
 			volume, ok := obj.(*corev1.PersistentVolume)
@@ -126,7 +126,7 @@ func NewVolumes(deps kit.Deps) kit.Controller {
 // NewVolumeAttributes makes the controller of classes of volume attributes.
 func NewVolumeAttributes(deps kit.Deps) kit.Controller {
 	g := guard{
-		client: deps.Client, finalizer: admission.VolumeAttributeProtection,
+		Deps: deps, finalizer: admission.VolumeAttributeProtection,
 		empty: func() client.Object { return &storagev1.VolumeAttributesClass{} },
 		used: func(ctx context.Context, obj client.Object) (bool, error) {
 			return attributesUsed(ctx, deps.Client, obj.GetName())
@@ -208,7 +208,7 @@ func attributesOf(obj client.Object) []string {
 // reconcile holds an object that lives, and lets go of one that is being deleted and not used.
 func (g *guard) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	obj := g.empty()
-	if err := g.client.Get(ctx, req.NamespacedName, obj); err != nil {
+	if err := g.Client.Get(ctx, req.NamespacedName, obj); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	held := controllerutil.ContainsFinalizer(obj, g.finalizer)
@@ -220,7 +220,7 @@ func (g *guard) reconcile(ctx context.Context, req reconcile.Request) (reconcile
 		return reconcile.Result{}, fmt.Errorf("%T is no object", obj)
 	}
 	if held {
-		used, err := g.used(ctx, obj)
+		used, err := g.inUse(ctx, obj)
 		if err != nil || used {
 			return reconcile.Result{}, err
 		}
@@ -228,8 +228,19 @@ func (g *guard) reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	} else {
 		controllerutil.AddFinalizer(changed, g.finalizer)
 	}
-	if err := client.IgnoreNotFound(g.client.Update(ctx, changed)); err != nil {
+	if err := client.IgnoreNotFound(g.Client.Update(ctx, changed)); err != nil {
 		return reconcile.Result{}, fmt.Errorf("change the finalizers of %T %s: %w", obj, req.NamespacedName, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// inUse tells whether something uses an object that is about to go. What does may not have come to the image yet.
+func (g *guard) inUse(ctx context.Context, obj client.Object) (bool, error) {
+	if used, err := g.used(ctx, obj); err != nil || used {
+		return used, err
+	}
+	if err := g.CatchUp(ctx); err != nil {
+		return false, fmt.Errorf("make sure that nothing uses %T %s: %w", obj, obj.GetName(), err)
+	}
+	return g.used(ctx, obj)
 }

@@ -1,6 +1,7 @@
 package protection_test
 
 import (
+	"errors"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/controllers/controllertest"
+	"barque.dev/internal/controllers/kit"
 	"barque.dev/internal/controllers/protection"
 )
 
@@ -138,5 +140,25 @@ func TestAttributesStayWhileNamed(t *testing.T) {
 		if exists(t, w, class) {
 			t.Errorf("stays after the %T is gone", user)
 		}
+	}
+}
+
+// A claim stays that a pod uses which has not come to the image yet, and as long as that can't be found out.
+func TestLatePod(t *testing.T) {
+	named := corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "p-data"}}
+	held := claim()
+	w := controllertest.New(t, podOn("n", named), held)
+	c := protection.NewClaims(w.Deps())
+	w.Settle(c)
+	remove(t, w, held)
+	w.Late = func(obj client.Object) bool { _, late := obj.(*corev1.Pod); return late }
+	w.Cut = errors.New("no quorum")
+	if _, err := c.Reconcile(t.Context(), kit.RequestFor(held)); !errors.Is(err, w.Cut) || !exists(t, w, held) {
+		t.Errorf("cut off: %v", err)
+	}
+	w.Cut = nil
+	w.Reconcile(c, held)
+	if !exists(t, w, held) {
+		t.Error("a claim that is in use is gone")
 	}
 }

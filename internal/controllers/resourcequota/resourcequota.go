@@ -138,7 +138,7 @@ func (c *controller) affected(ctx context.Context, gr schema.GroupResource, e ba
 		return nil
 	}
 	var list corev1.ResourceQuotaList
-	if err := c.deps.Client.List(ctx, &list, client.InNamespace(e.Old.GetNamespace())); err != nil || len(list.Items) == 0 {
+	if err := c.deps.Client.List(ctx, &list, client.InNamespace(e.Old.GetNamespace())); kit.Readable(err) != nil || len(list.Items) == 0 {
 		return nil
 	}
 	evaluator, err := c.measures.Of(ctx, gr)
@@ -157,7 +157,7 @@ func (c *controller) affected(ctx context.Context, gr schema.GroupResource, e ba
 // all are the quotas that there are.
 func (c *controller) all(ctx context.Context) []reconcile.Request {
 	var list corev1.ResourceQuotaList
-	if err := c.deps.Client.List(ctx, &list); err != nil {
+	if err := kit.Readable(c.deps.Client.List(ctx, &list)); err != nil {
 		c.deps.Log.Warn("resource quotas can't be listed", "error", err)
 		return nil
 	}

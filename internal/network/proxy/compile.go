@@ -105,7 +105,7 @@ func (c *compiler) compile() {
 
 	internal := c.internal()
 	if dst, ok := ipv4(c.svc.Spec.ClusterIP); ok && dst != c.node.ClusterDNS {
-		c.element(Addresses, dst, c.id.port, internal)
+		c.element(ElementKey{Map: Addresses, Addr: dst, Port: c.id.port}, internal, false)
 	}
 	if c.external() {
 		c.outside()
@@ -199,11 +199,11 @@ func (c *compiler) outside() {
 	}
 	nodePorts := c.svc.Spec.Type == corev1.ServiceTypeNodePort || c.svc.Spec.Type == corev1.ServiceTypeLoadBalancer
 	if nodePorts && c.port.NodePort > 0 && c.port.NodePort < 1<<16 {
-		c.element(Ports, netip.Addr{}, uint16(c.port.NodePort), target)
+		c.element(ElementKey{Map: Ports, Port: uint16(c.port.NodePort)}, target, false)
 	}
 	for _, s := range c.svc.Spec.ExternalIPs {
 		if ip, ok := ipv4(s); ok {
-			c.element(Addresses, ip, c.id.port, target)
+			c.foreign(ip, target)
 		}
 	}
 	if c.svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
@@ -219,7 +219,7 @@ func (c *compiler) outside() {
 			if guarded == target && len(c.svc.Spec.LoadBalancerSourceRanges) > 0 {
 				guarded = c.guard(target)
 			}
-			c.element(Addresses, ip, c.id.port, guarded)
+			c.foreign(ip, guarded)
 		}
 	}
 }
@@ -249,9 +249,17 @@ func (c *compiler) guard(target string) string {
 	return c.rules.addChain(newChain("guard", c.id, append(rules, Rule{Drop: true})...))
 }
 
-func (c *compiler) element(m MapName, addr netip.Addr, port uint16, chain string) {
-	key := ElementKey{Map: m, Addr: addr, Protocol: c.id.protocol, Port: port}
-	c.rules.Elements = append(c.rules.Elements, Element{Key: key, Chain: chain})
+// foreign sends an address that the service names to a chain. Those of the service range are the cluster's to give: nobody
+// has one by naming it, that of DNS on this node least of all.
+func (c *compiler) foreign(ip netip.Addr, chain string) {
+	if !c.node.ServiceCIDR.Contains(ip) {
+		c.element(ElementKey{Map: Addresses, Addr: ip, Port: c.id.port}, chain, true)
+	}
+}
+
+func (c *compiler) element(key ElementKey, chain string, foreign bool) {
+	key.Protocol = c.id.protocol
+	c.rules.Elements = append(c.rules.Elements, Element{Key: key, Chain: chain, Foreign: foreign})
 	if c.id.protocol != UDP {
 		return
 	}
@@ -265,8 +273,8 @@ func (c *compiler) element(m MapName, addr netip.Addr, port uint16, chain string
 }
 
 // CompileHostPorts plans the host ports of the pods on this node. Of two pods that claim the same
-// port, the first by name has it.
-func CompileHostPorts(ports []HostPort) Rules {
+// port, the first by name has it. An address of the service range is nobody's to listen on.
+func CompileHostPorts(node Node, ports []HostPort) Rules {
 	var out Rules
 	ports = slices.Clone(ports)
 	slices.SortFunc(ports, func(a, b HostPort) int {
@@ -281,7 +289,7 @@ func CompileHostPorts(ports []HostPort) Rules {
 		if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() {
 			key.Map, key.Addr = Addresses, p.HostIP
 		}
-		if taken[key] || !p.Target.IsValid() || !p.Target.Addr().Is4() {
+		if taken[key] || !p.Target.IsValid() || !p.Target.Addr().Is4() || node.ServiceCIDR.Contains(key.Addr) {
 			continue
 		}
 		taken[key] = true
@@ -293,7 +301,7 @@ func CompileHostPorts(ports []HostPort) Rules {
 			Rule{FromPrefix: loopback, Masquerade: true, Endpoints: to},
 			Rule{Endpoints: to})
 		out.addChain(chain)
-		out.Elements = append(out.Elements, Element{Key: key, Chain: chain.Name})
+		out.Elements = append(out.Elements, Element{Key: key, Chain: chain.Name, Foreign: key.Map == Addresses})
 		out.Hairpin = append(out.Hairpin, p.Target.Addr())
 		if p.Protocol == UDP {
 			out.UDP = append(out.UDP, Frontend{Key: key, Endpoints: map[netip.AddrPort]bool{p.Target: true}})

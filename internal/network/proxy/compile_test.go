@@ -216,7 +216,7 @@ func TestNamesFitTheKernel(t *testing.T) {
 	})
 	svc.Namespace, svc.Name = long, long
 	rules := Compile(testNode, svc, []*discoveryv1.EndpointSlice{testSlice("10.42.0.2 here ready")})
-	hostPorts := CompileHostPorts([]HostPort{{Pod: types.NamespacedName{Namespace: long, Name: strings.Repeat("p", 253)}, Protocol: SCTP,
+	hostPorts := CompileHostPorts(testNode, []HostPort{{Pod: types.NamespacedName{Namespace: long, Name: strings.Repeat("p", 253)}, Protocol: SCTP,
 		HostPort: 65535, Target: netip.MustParseAddrPort("10.42.0.2:1")}})
 	const limit = 255 // NFT_NAME_MAXLEN, less the final zero
 	for _, c := range append(rules.Chains, hostPorts.Chains...) {
@@ -238,7 +238,7 @@ func TestHostPortConflict(t *testing.T) {
 	}
 	a, b := port("a", "10.42.0.2"), port("b", "10.42.0.3")
 	for _, ports := range [][]HostPort{{a, b}, {b, a}} {
-		rules := CompileHostPorts(ports)
+		rules := CompileHostPorts(testNode, ports)
 		if len(rules.Elements) != 1 || !strings.HasPrefix(rules.Elements[0].Chain, "hostport/ns/a/") {
 			t.Errorf("elements %v; want pod a's alone", rules.Elements)
 		}

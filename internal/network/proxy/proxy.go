@@ -248,7 +248,7 @@ func (p *Proxy) sync(full bool) error {
 		p.update(name.String(), p.compile(name))
 	}
 	if hostDirty {
-		p.update(hostPortsOwner, CompileHostPorts(hostPorts))
+		p.update(hostPortsOwner, CompileHostPorts(p.node, hostPorts))
 	}
 	var errs []error
 	for name := range dirty {

@@ -194,6 +194,9 @@ func newAffinitySet(port portID, endpoint netip.AddrPort, timeout time.Duration)
 type Element struct {
 	Key   ElementKey
 	Chain string
+	// Foreign says that the address was not given to the owner by the cluster, but named by whoever wrote the Service or the
+	// pod: whose own it is goes first.
+	Foreign bool
 }
 
 // Frontend is a UDP address or port, with the endpoints that connections to it may have: any other

@@ -78,13 +78,14 @@ func (s *State) Apply(b Batch) {
 }
 
 // Ruleset is the union of the rules of all owners (services, and the node's host ports). Where two claim
-// the same element, as two services with one external address and port do, the first by name has it.
+// the same element, whose own address it is has it; of two services with one external address and port, the first by
+// name.
 // It is not safe for concurrent use.
 type Ruleset struct {
 	owners   map[string]Rules
 	chains   map[string]Chain
 	affinity map[string]AffinitySet
-	claims   map[ElementKey][]claim // ordered by owner
+	claims   map[ElementKey][]claim // in order: the first has it
 	hairpin  map[netip.Addr]int     // number of owners
 
 	// what has been touched since the last Clean
@@ -94,7 +95,21 @@ type Ruleset struct {
 	dirtyHairpin  map[netip.Addr]bool
 }
 
-type claim struct{ owner, chain string }
+type claim struct {
+	owner, chain string
+	foreign      bool
+}
+
+// compareClaims orders claims to one element: no external address of somebody else's leads traffic away from who has it.
+func compareClaims(a, b claim) int {
+	switch {
+	case a.foreign == b.foreign:
+		return strings.Compare(a.owner, b.owner)
+	case a.foreign:
+		return 1
+	}
+	return -1
+}
 
 // NewRuleset returns a ruleset without owners.
 func NewRuleset() *Ruleset {
@@ -136,12 +151,12 @@ func (r *Ruleset) Set(owner string, next Rules) Rules {
 	}
 	for _, e := range next.Elements {
 		r.dirtyElements[e.Key] = true
-		claims := r.claims[e.Key]
-		at, have := slices.BinarySearchFunc(claims, owner, func(c claim, o string) int { return strings.Compare(c.owner, o) })
+		claims, c := r.claims[e.Key], claim{owner: owner, chain: e.Chain, foreign: e.Foreign}
+		at, have := slices.BinarySearchFunc(claims, c, compareClaims)
 		if have {
 			continue // a service lists the same address twice
 		}
-		r.claims[e.Key] = slices.Insert(claims, at, claim{owner: owner, chain: e.Chain})
+		r.claims[e.Key] = slices.Insert(claims, at, c)
 	}
 	for _, a := range next.Hairpin {
 		r.hairpin[a]++

@@ -401,6 +401,49 @@ func TestClaimsGoToTheFirstOwner(t *testing.T) {
 	}
 }
 
+// TestNobodyTakesAClusterAddress: who may write a Service or a pod gets no traffic of others' by naming their address, of
+// the API's and of DNS least of all.
+func TestNobodyTakesAClusterAddress(t *testing.T) {
+	key := func(address string) ElementKey {
+		return ElementKey{Map: Addresses, Addr: netip.MustParseAddr(address), Protocol: TCP, Port: 80}
+	}
+	compile := func(name, own string, external ...string) Rules {
+		svc := testService(func(s *corev1.ServiceSpec) { s.ClusterIP, s.ExternalIPs = own, external })
+		svc.ObjectMeta = metav1.ObjectMeta{Namespace: "ns", Name: name}
+		return Compile(testNode, svc, []*discoveryv1.EndpointSlice{testSlice("10.42.0.2 here ready")})
+	}
+	dns := testNode.ClusterDNS.String()
+	rules := NewRuleset()
+	rules.Set("ns/a", compile("a", "10.43.0.9", "10.43.0.1", dns, "10.44.0.1", "203.0.113.1"))
+	for _, address := range []string{"10.43.0.1", dns} {
+		if claims := rules.claims[key(address)]; len(claims) > 0 {
+			t.Errorf("%s, which nobody has yet, is %s's", address, claims[0].owner)
+		}
+	}
+	rules.Set("ns/api", compile("api", "10.43.0.1"))
+	rules.Set("ns/other-range", compile("other-range", "10.44.0.1"))
+	var ports []HostPort
+	for _, address := range []string{"10.43.0.1", dns, "10.44.0.1", "203.0.113.1", "192.0.2.1"} {
+		ports = append(ports, HostPort{Pod: types.NamespacedName{Namespace: "a", Name: "a"}, Protocol: TCP,
+			HostIP: netip.MustParseAddr(address), HostPort: 80, Target: netip.MustParseAddrPort("10.42.0.3:80")})
+	}
+	rules.Set(hostPortsOwner, CompileHostPorts(testNode, ports))
+	for address, want := range map[string]string{
+		"10.43.0.9": "ns/a", "10.43.0.1": "ns/api", "10.44.0.1": "ns/other-range", "203.0.113.1": hostPortsOwner, "192.0.2.1": hostPortsOwner,
+	} {
+		if claims := rules.claims[key(address)]; len(claims) == 0 || claims[0].owner != want {
+			t.Errorf("%s: %+v, want it to be %s's", address, claims, want)
+		}
+	}
+	if claims := rules.claims[key(dns)]; len(claims) > 0 {
+		t.Errorf("DNS is %s's", claims[0].owner)
+	}
+	rules.Set("ns/other-range", Rules{})
+	if claims := rules.claims[key("10.44.0.1")]; len(claims) != 2 {
+		t.Errorf("without the one who had it, 10.44.0.1 is claimed by %+v", claims)
+	}
+}
+
 func TestKeysRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := ElementKey{Map: rapid.SampledFrom([]MapName{Addresses, Ports, HostPorts}).Draw(t, "map"),
@@ -424,8 +467,8 @@ func TestCutKeepsOrder(t *testing.T) {
 			external := newChain("external", id, Rule{Goto: service.Name})
 			r := Rules{Chains: []Chain{service, external}}
 			for port := range 20 {
-				r.Elements = append(r.Elements, Element{ElementKey{Map: Addresses, Addr: netip.AddrFrom4([4]byte{10, 43, byte(i / 256), byte(i)}),
-					Protocol: TCP, Port: uint16(port)}, external.Name})
+				r.Elements = append(r.Elements, Element{Chain: external.Name, Key: ElementKey{Map: Addresses,
+					Addr: netip.AddrFrom4([4]byte{10, 43, byte(i / 256), byte(i)}), Protocol: TCP, Port: uint16(port)}})
 			}
 			rules.Set(fmt.Sprint(i), r)
 		}

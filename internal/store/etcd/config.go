@@ -59,6 +59,12 @@ type Config struct {
 	// UnsafeNoSync doesn't wait for the disk: for tests of what doesn't depend on it.
 	UnsafeNoSync bool
 
+	// Fail is told when the member can't go on: its disk is full or fails, or its data is damaged. From then on
+	// it does nothing any more, not even Close or, if it was in that, Start: the process has to end, which it does
+	// at once when Fail is nil. The error wraps ErrDiskFull, ErrDisk or ErrDamaged where the reason is known.
+	// Fail must not block, and may be called more than once.
+	Fail func(error) `json:"-"`
+
 	Log *slog.Logger
 }
 
@@ -169,8 +175,18 @@ func (c *Config) embedConfig() (*embed.Config, error) {
 	e.BootstrapDefragThresholdMegabytes = defragAtStart
 	e.UnsafeNoFsync = c.UnsafeNoSync
 	e.EnableGRPCGateway = false
-	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: c.Log}))
+	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(c.zap(halt))
 	return e, nil
+}
+
+// zap is etcd's logger. Some of its messages are the last: halt has to hold whoever says one.
+func (c *Config) zap(halt func()) *zap.Logger {
+	log := zap.New(&slogCore{log: c.Log})
+	if c.Fail == nil {
+		return log
+	}
+	last := lastWords{c.Fail, halt}
+	return log.WithOptions(zap.WithFatalHook(last), zap.WithPanicHook(last))
 }
 
 func initialCluster(members map[string]string, name, peerURL string) string {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,16 @@ import (
 	"barque.dev/internal/store/etcd/etcdtest"
 )
 
-func TestMain(m *testing.M) { etcdtest.Main(m) }
+func TestMain(m *testing.M) {
+	if cfg := os.Getenv(fullDiskEnv); cfg != "" {
+		if err := fillDisk(cfg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	etcdtest.Main(m)
+}
 
 func put(tb testing.TB, b store.Backend, k, v string) int64 {
 	tb.Helper()
@@ -133,6 +143,35 @@ func TestFollowerWithoutQuorum(t *testing.T) {
 
 // The store over three members: what one writes the others see, and a store goes on when another
 // member leads.
+// A member that nobody knows of yet, and without a quorum nobody will, can still be stopped.
+func TestCloseBeforeReady(t *testing.T) {
+	configs := make([]etcd.Config, 3)
+	c := etcdtest.New(t, 3, func(i int, cfg *etcd.Config) {
+		cfg.ClientListen = etcdtest.FreeURL(t)
+		configs[i] = *cfg
+	})
+	for i := range 3 {
+		c.Stop(i)
+	}
+	m, err := etcd.Start(t.Context(), configs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		m.Close()
+	}()
+	select {
+	case <-m.Ready():
+		t.Error("it is ready without a quorum")
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	<-closed
+}
+
 func TestStoresOverThreeMembers(t *testing.T) {
 	c := etcdtest.New(t, 3, nil)
 	var tables []*store.Table

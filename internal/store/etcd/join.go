@@ -43,11 +43,11 @@ func startEmbedded(ctx context.Context, cfg *Config) (*embed.Etcd, error) {
 			t.Stop()
 			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
-		if members, rerr := cfg.askPeers(ec); rerr != nil {
+		members, rerr := cfg.askPeers(ec)
+		if rerr != nil {
 			return nil, fmt.Errorf("%w: %w", rerr, err)
-		} else if len(members) > 0 {
-			cfg.InitialCluster = members
 		}
+		cfg.learn(members)
 	}
 }
 
@@ -58,8 +58,16 @@ func passing(err error) bool {
 		strings.Contains(err.Error(), "incompatible with current running cluster")
 }
 
+// learn takes in the members that another one knows. One that does not know this member is behind: it has yet to hear
+// of what the leader has told this one already.
+func (c *Config) learn(members []MemberInfo) {
+	if cluster := InitialCluster(members, c.Name, c.PeerURL); cluster[c.Name] == c.PeerURL {
+		c.InitialCluster = cluster
+	}
+}
+
 // askPeers returns the members that another member knows now; none when none answers.
-func (c *Config) askPeers(ec *embed.Config) (map[string]string, error) {
+func (c *Config) askPeers(ec *embed.Config) ([]MemberInfo, error) {
 	rt, err := transport.NewTransport(ec.PeerTLSInfo, joinDialTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the members: %w", err)
@@ -76,5 +84,5 @@ func (c *Config) askPeers(ec *embed.Config) (map[string]string, error) {
 		c.Log.Debug("no other member answers", "error", err)
 		return nil, nil
 	}
-	return InitialCluster(infos(cluster.Members()), c.Name, c.PeerURL), nil
+	return infos(cluster.Members()), nil
 }

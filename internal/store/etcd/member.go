@@ -40,6 +40,9 @@ var _ store.Backend = (*Member)(nil)
 // there is a leader yet is told by Ready. A member that joins must find the others reachable.
 func Start(ctx context.Context, cfg Config) (*Member, error) {
 	e, err := startEmbedded(ctx, &cfg)
+	if why := because(err); why != nil {
+		err = fmt.Errorf("%w: %w", why, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
 	}
@@ -100,7 +103,16 @@ func (m *Member) replayed() bool {
 // Close stops the member, passing leadership on first when it leads and others vote.
 func (m *Member) Close() {
 	m.closing.Store(true)
-	m.close.Do(m.etcd.Close)
+	m.close.Do(func() {
+		select {
+		case <-m.srv.ReadyNotify():
+		default:
+			// Before it stops anything, etcd waits for what serves its clients, and that waits until the
+			// member is known to the cluster: without a quorum for ever.
+			m.srv.Stop()
+		}
+		m.etcd.Close()
+	})
 }
 
 // Server is etcd's own.
@@ -111,9 +123,6 @@ func (m *Member) Ready() <-chan struct{} { return m.srv.ReadyNotify() }
 
 // Done is closed when the member stopped, by Close or because it was removed from the cluster.
 func (m *Member) Done() <-chan struct{} { return m.srv.StopNotify() }
-
-// Err delivers failures of the listeners.
-func (m *Member) Err() <-chan error { return m.etcd.Err() }
 
 // Txn implements store.Backend.
 func (m *Member) Txn(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {

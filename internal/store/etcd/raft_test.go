@@ -57,3 +57,24 @@ func TestInitialCluster(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// A member that joins believes what others say of the members, but not those who have not heard of it yet.
+func TestLearnMembers(t *testing.T) {
+	a, b, c := MemberInfo{ID: 1, Name: "a", PeerURLs: []string{"http://a"}}, MemberInfo{ID: 2, PeerURLs: []string{"http://b"}}, MemberInfo{ID: 3, Name: "c", PeerURLs: []string{"http://c"}}
+	told := map[string]string{"a": "http://a", "b": "http://b"}
+	for _, test := range []struct {
+		what    string
+		members []MemberInfo
+		want    map[string]string
+	}{
+		{"nobody answers", nil, told},
+		{"another joined", []MemberInfo{a, b, c}, map[string]string{"a": "http://a", "b": "http://b", "c": "http://c"}},
+		{"one is behind", []MemberInfo{a, c}, told},
+		{"another has the name", []MemberInfo{a, {ID: 4, Name: "b", PeerURLs: []string{"http://d"}}}, told},
+	} {
+		cfg := Config{Name: "b", PeerURL: "http://b", InitialCluster: told}
+		if cfg.learn(test.members); !reflect.DeepEqual(cfg.InitialCluster, test.want) {
+			t.Errorf("%s: %v, want %v", test.what, cfg.InitialCluster, test.want)
+		}
+	}
+}

@@ -40,12 +40,21 @@ func main() {
 }
 
 func run(out string) error {
-	dir, err := moduleDir("k8s.io/kubernetes")
+	dir, err := module("k8s.io/kubernetes", "{{.Dir}}")
+	if err != nil {
+		return err
+	}
+	release, err := module("k8s.io/kubernetes", "{{.Version}}")
+	if err != nil {
+		return err
+	}
+	version := strings.TrimPrefix(release[:strings.LastIndexByte(release, '.')], "v")
+	known, err := definitions(filepath.Join(dir, "pkg", "generated", "openapi", "zz_generated.openapi.go"))
 	if err != nil {
 		return err
 	}
 	var buf bytes.Buffer
-	if err := pack(&buf, filepath.Join(dir, "api", "openapi-spec")); err != nil {
+	if err := pack(&buf, filepath.Join(dir, "api", "openapi-spec"), version, known); err != nil {
 		return err
 	}
 	if old, err := os.ReadFile(out); err == nil && bytes.Equal(old, buf.Bytes()) {
@@ -54,30 +63,30 @@ func run(out string) error {
 	return os.WriteFile(out, buf.Bytes(), 0o644)
 }
 
-// moduleDir asks the go command where the module's source is.
-func moduleDir(module string) (string, error) {
+// module asks the go command for a fact about a module, as `go list` formats it.
+func module(module, fact string) (string, error) {
 	var stderr bytes.Buffer
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd := exec.Command("go", "list", "-m", "-f", fact, module)
 	cmd.Stderr = &stderr
 	b, err := cmd.Output()
 	if err != nil {
 		return "", fmt.Errorf("find module %s: %w: %s", module, err, strings.TrimSpace(stderr.String()))
 	}
-	dir := strings.TrimSpace(string(b))
-	if dir == "" {
+	found := strings.TrimSpace(string(b))
+	if found == "" {
 		return "", fmt.Errorf("module %s is not downloaded: run `go mod download %s`", module, module)
 	}
-	return dir, nil
+	return found, nil
 }
 
-// pack writes the archive of the documents below dir. The same documents give the same bytes.
-func pack(w io.Writer, dir string) error {
+// pack writes the archive of the documents below dir, of a version such as 1.37. The same documents give the same bytes.
+func pack(w io.Writer, dir, version string, known map[string]*described) error {
 	z := zip.NewWriter(w)
 	z.RegisterCompressor(zip.Deflate, func(w io.Writer) (io.WriteCloser, error) {
 		return flate.NewWriter(w, flate.BestCompression)
 	})
-	hashes := map[string]string{}
-	if err := add(z, hashes, v2Name, filepath.Join(dir, "swagger.json"), v2Protobuf); err != nil {
+	a := &archive{zip: z, hashes: map[string]string{}, known: known}
+	if err := a.add(v2Name, filepath.Join(dir, "swagger.json"), version, v2Protobuf); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "v3", "*"+v3Suffix))
@@ -90,11 +99,11 @@ func pack(w io.Writer, dir string) error {
 	sort.Strings(files)
 	for _, file := range files {
 		name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(file), v3Suffix), "__", "/")
-		if err := add(z, hashes, name, file, v3Protobuf); err != nil {
+		if err := a.add(name, file, version, v3Protobuf); err != nil {
 			return err
 		}
 	}
-	index, err := json.Marshal(hashes)
+	index, err := json.Marshal(a.hashes)
 	if err != nil {
 		return err
 	}
@@ -104,24 +113,30 @@ func pack(w io.Writer, dir string) error {
 	return z.Close()
 }
 
-func add(z *zip.Writer, hashes map[string]string, name, file string, protobuf func([]byte) ([]byte, error)) error {
+// archive is what is being written.
+type archive struct {
+	zip    *zip.Writer
+	hashes map[string]string
+	known  map[string]*described
+}
+
+func (a *archive) add(name, file, version string, protobuf func([]byte) ([]byte, error)) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, data); err != nil {
+	if data, err = correct(data, version, a.known); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	pb, err := protobuf(compact.Bytes())
+	pb, err := protobuf(data)
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	hashes[name] = fmt.Sprintf("%X", sha512.Sum512(compact.Bytes()))
-	if err := entry(z, name+".json", compact.Bytes()); err != nil {
+	a.hashes[name] = fmt.Sprintf("%X", sha512.Sum512(data))
+	if err := entry(a.zip, name+".json", data); err != nil {
 		return err
 	}
-	return entry(z, name+".pb", pb)
+	return entry(a.zip, name+".pb", pb)
 }
 
 func entry(z *zip.Writer, name string, data []byte) error {

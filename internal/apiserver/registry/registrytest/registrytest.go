@@ -46,6 +46,9 @@ func New(tb testing.TB, member *etcd.Member, tune func(*registry.Config)) *Serve
 	if tune != nil {
 		tune(&cfg)
 	}
+	if _, measured := tb.(*testing.B); cfg.Admission != nil && !measured {
+		cfg.Admission = Unchanging(tb, cfg.Admission)
+	}
 	r, err := registry.New(cfg)
 	if err != nil {
 		tb.Fatal(err)

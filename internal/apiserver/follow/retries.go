@@ -1,4 +1,4 @@
-package custom
+package follow
 
 import (
 	"maps"
@@ -12,7 +12,7 @@ const (
 	lastRetry  = 30 * time.Second
 )
 
-// retries are definitions to be tried again, together and ever later while any of them fails. One goroutine uses it.
+// retries are objects to be tried again, together and ever later while any of them fails. One goroutine uses it.
 type retries struct {
 	names map[string]bool
 	due   time.Time
