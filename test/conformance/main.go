@@ -164,7 +164,10 @@ func (c *command) prepare(ctx context.Context, only ...string) (suite.Runner, []
 	if r.Commit, err = commit(ctx, c.root); err != nil {
 		return r, nil, err
 	}
-	return r, specs, c.cluster.up(ctx, archive.File)
+	if err := c.cluster.up(ctx, archive.File); err != nil {
+		return r, specs, err
+	}
+	return r, specs, c.cluster.mirror(ctx, archive.File)
 }
 
 // run is `make conformance`.

@@ -115,20 +115,7 @@ type disaster struct {
 // TestFailover breaks a cluster in one way after the other; it is whole again after each.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	c, err := up(3)
-	if c != nil {
-		t.Cleanup(func() {
-			if t.Failed() {
-				c.printLogs(os.Stderr)
-			}
-			if err := c.down(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ownCluster(t)
 	d := &disaster{cluster: c, ns: "failover", life: filepath.Join(c.dir, "life")}
 	if err := os.Mkdir(d.life, 0o777); err != nil {
 		t.Fatal(err)

@@ -121,6 +121,26 @@ func up(servers int, flags ...string) (*cluster, error) {
 	return c, c.importImages()
 }
 
+// ownCluster is a cluster of three masters for one test, which may do to it what it likes.
+func ownCluster(t *testing.T) *cluster {
+	t.Helper()
+	c, err := up(3)
+	if c != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				c.printLogs(os.Stderr)
+			}
+			if err := c.down(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // heal runs `barque up` on the cluster's directory and waits until all is well.
 func (c *cluster) heal(flags ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)

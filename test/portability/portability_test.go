@@ -37,15 +37,18 @@ func TestPortability(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	t.Run("bytes", func(t *testing.T) { sameBytes(t, member, user, items) })
+	config := configuration(t, barque)
+	t.Run("encryption", func(t *testing.T) { sealed(t, member, barque) })
+	t.Run("bytes", func(t *testing.T) { sameBytes(t, member, user, decrypter(t, config), items) })
 	t.Run("access", func(t *testing.T) { access(t, member) })
 	t.Run("stock on barque's etcd", func(t *testing.T) {
-		exchange(t, barque, startStock(t, member, barque), items)
+		exchange(t, barque, startStock(t, member, barque, "--encryption-provider-config="+config), items)
 	})
 	t.Run("barque on stock's etcd", func(t *testing.T) {
 		keys := foreign(t, user)
 		first := startBarque(t, "first", user.flags("--etcd-endpoints")...)
 		exchange(t, stock, first, items)
+		waitsForStock(t, first, user)
 		tolerated(t, first, user, keys)
 		failover(t, first, user)
 	})

@@ -52,7 +52,6 @@ func (p *portal) connect(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.disco, p.rest = disco, disco.RESTClient()
-	p.waitReady(t)
 }
 
 func (p *portal) waitReady(t *testing.T) {
@@ -97,6 +96,14 @@ func startBarque(t *testing.T, name string, flags ...string) *portal {
 // startBarqueIn starts a control plane in a directory.
 func startBarqueIn(t *testing.T, name, dir string, flags ...string) *portal {
 	t.Helper()
+	p := startBarqueUnready(t, name, dir, flags...)
+	p.waitReady(t)
+	return p
+}
+
+// startBarqueUnready starts a control plane that can't get ready yet, and returns when it answers.
+func startBarqueUnready(t *testing.T, name, dir string, flags ...string) *portal {
+	t.Helper()
 	port := strconv.Itoa(freePorts(t, 1)[0])
 	// Whole seconds, since Leases are compared with it.
 	p := &portal{name: "barque " + name, dir: dir, started: time.Now().Truncate(time.Second)}
@@ -115,12 +122,18 @@ func startBarqueIn(t *testing.T, name, dir string, flags ...string) *portal {
 		return err
 	})
 	p.connect(t)
+	eventually(t, startTimeout, p.name+" answers", func(ctx context.Context) error {
+		if p.process.ended() {
+			t.Fatalf("%s ended:\n%s", p.name, p.process.log())
+		}
+		return p.rest.Get().AbsPath("/livez").Do(ctx).Error()
+	})
 	return p
 }
 
 // startStock starts a stock kube-apiserver on an etcd.
 // Its administrator is Barque's, so that both servers note the same user.
-func startStock(t *testing.T, e endpoint, admin *portal) *portal {
+func startStock(t *testing.T, e endpoint, admin *portal, flags ...string) *portal {
 	t.Helper()
 	dir := t.TempDir()
 	port := strconv.Itoa(freePorts(t, 1)[0])
@@ -128,7 +141,7 @@ func startStock(t *testing.T, e endpoint, admin *portal) *portal {
 	write(t, clientCA, admin.config.CAData)
 	write(t, key, newKey(t))
 	p := &portal{name: "stock kube-apiserver"}
-	p.process = start(t, stockProgram, append(e.flags("--etcd-servers"),
+	p.process = start(t, stockProgram, append(append(e.flags("--etcd-servers"), flags...),
 		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+port, "--cert-dir="+dir,
 		"--client-ca-file="+clientCA, "--authorization-mode=RBAC", "--service-cluster-ip-range=10.43.0.0/16",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
@@ -152,6 +165,7 @@ func startStock(t *testing.T, e endpoint, admin *portal) *portal {
 		},
 	}
 	p.connect(t)
+	p.waitReady(t)
 	return p
 }
 

@@ -135,6 +135,19 @@ func (s *Section) Add(spec Figure, side string, samples ...float64) {
 	f.Sides[j].Samples = append(f.Sides[j].Samples, samples...)
 }
 
+// Order puts the sides of all figures in an order, by their names; those that are not named come last.
+func (s *Section) Order(names ...string) {
+	rank := func(side Side) int {
+		if i := slices.Index(names, side.Name); i >= 0 {
+			return i
+		}
+		return len(names)
+	}
+	for _, f := range s.Figures {
+		slices.SortStableFunc(f.Sides, func(a, b Side) int { return rank(a) - rank(b) })
+	}
+}
+
 // Where the page is kept, below the repository's root.
 const (
 	pageJSON     = "docs/benchmarks.json"
@@ -196,7 +209,8 @@ func (p *Page) Write(root string) error {
 const preamble = `# Benchmarks
 
 Written by ` + "`make bench` and `make bench-side-by-side`" + `; do not edit. All processes of a figure, the one that measures included, share the machine's cores and disk;
-etcd's writes are synced to disk, TLS, authentication and RBAC are on. Absolute figures move with the machine; ratios less so.
+etcd's writes are synced to disk, TLS, authentication and RBAC are on; the load is that of a member of system:masters, whom
+every side lets through before roles are looked at, and lets wait for no seat. Absolute figures move with the machine; ratios less so.
 A ratio above 1 says that Barque does better.
 `
 

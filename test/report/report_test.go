@@ -89,3 +89,15 @@ func TestPage(t *testing.T) {
 		}
 	}
 }
+
+// The first side is the one that the others are compared with, whoever came first.
+func TestOrder(t *testing.T) {
+	s := Section{Name: "one", Title: "One"}
+	s.Add(Figure{Name: "CPU", Unit: "s", Better: "less"}, "theirs", 20)
+	s.Add(Figure{Name: "CPU", Unit: "s", Better: "less"}, "ours", 5)
+	s.Order("ours", "theirs")
+	if text := (&Page{Sections: []Section{s}}).Markdown(); !strings.Contains(text, "| figure | ours | theirs | ratio |") ||
+		!strings.Contains(text, "| CPU, s | 5.00 (5.00–5.00) | 20.0 (20.0–20.0) | 4.00× | 1 |") {
+		t.Error(text)
+	}
+}

@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-
+	at "barque.dev/test/plane"
 	"barque.dev/test/proc"
 )
 
@@ -28,7 +24,7 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 			return p, err
 		}
 	}
-	var members []program
+	var members []at.Program
 	var token string
 	for i := range r.members {
 		m, url, err := b.member(dir, i, r)
@@ -37,19 +33,19 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 		}
 		members = append(members, m)
 		if r.node {
-			p.cleanUps = append(p.cleanUps, func() error { return endContainers(filepath.Join(dir, m.name, "agent")) })
+			p.cleanUps = append(p.cleanUps, func() error { return endContainers(filepath.Join(dir, m.Name, "agent")) })
 		}
 		if i > 0 {
-			m.args = append(m.args[:len(m.args):len(m.args)], "--join="+p.urls[0], "--token="+token)
+			m.Args = append(m.Args[:len(m.Args):len(m.Args)], "--join="+p.urls[0], "--token="+token)
 		}
-		if err := p.launch(m); err != nil {
+		if err := p.Launch(m); err != nil {
 			return p, err
 		}
 		p.urls = append(p.urls, url)
 		if i > 0 {
 			continue
 		}
-		data := filepath.Join(dir, m.name)
+		data := filepath.Join(dir, m.Name)
 		if err := p.adopt(ctx, filepath.Join(data, "kubeconfig")); err != nil {
 			return p, err
 		}
@@ -57,7 +53,7 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 			return p, err
 		}
 		if r.members > 1 {
-			if token, err = b.token(ctx, data); err != nil {
+			if token, err = at.JoinToken(ctx, b.program, filepath.Join(data, "kubeconfig")); err != nil {
 				return p, err
 			}
 		}
@@ -66,7 +62,7 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 	p.leader = func(ctx context.Context) (int, error) { return b.leader(ctx, p) }
 	p.restart = func(ctx context.Context) error {
 		for _, m := range members {
-			if err := p.launch(m); err != nil {
+			if err := p.Launch(m); err != nil {
 				return err
 			}
 		}
@@ -76,11 +72,11 @@ func (b barque) start(ctx context.Context, dir string, r row) (*plane, error) {
 }
 
 // member is one server, and its URL.
-func (b barque) member(dir string, i int, r row) (program, string, error) {
+func (b barque) member(dir string, i int, r row) (at.Program, string, error) {
 	name, address := memberName(i), "127.0.0.1"
 	free, err := proc.Ports(4) // the one after the peers' is the detector's
 	if err != nil {
-		return program{}, "", err
+		return at.Program{}, "", err
 	}
 	args := []string{
 		"server", "--log-level=warn", "--node-name=" + name, "--data-dir=" + filepath.Join(dir, name),
@@ -100,7 +96,7 @@ func (b barque) member(dir string, i int, r row) (program, string, error) {
 	if r.schedules {
 		args = append(args, "--cluster-cidr=10.64.0.0/10") // as many as there are nodes
 	}
-	return program{name: name, path: b.program, args: args, dir: dir, member: i, keepsState: true}, "https://" + address + ":" + free[0], nil
+	return at.Program{Name: name, Path: b.program, Args: args, Dir: dir, Member: i, KeepsState: true}, "https://" + address + ":" + free[0], nil
 }
 
 // leader is the member that holds the leases of leadership.
@@ -121,28 +117,10 @@ func (b barque) leader(ctx context.Context, p *plane) (int, error) {
 
 // adopt takes the administrator's certificate from a kubeconfig that is about to be written.
 func (p *plane) adopt(ctx context.Context, kubeconfig string) error {
-	return p.poll(ctx, "read "+kubeconfig, func(context.Context) error {
-		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-		if err != nil {
-			return err
-		}
-		if err := rest.LoadTLSFiles(config); err != nil {
-			return err
-		}
-		p.tls, err = clientTLS(config.CAData, config.CertData, config.KeyData)
-		return err
-	})
-}
-
-// token asks the first server for a token that others join with.
-func (b barque) token(ctx context.Context, data string) (string, error) {
-	out, err := exec.CommandContext(ctx, b.program, "token", "create", "--kubeconfig="+filepath.Join(data, "kubeconfig"), "--ttl=10m").CombinedOutput()
+	config, err := p.Adopt(ctx, kubeconfig)
 	if err != nil {
-		return "", fmt.Errorf("create a token: %w: %s", err, out)
+		return err
 	}
-	found := regexp.MustCompile(`--token[ =](\S+)`).FindSubmatch(out)
-	if found == nil {
-		return "", fmt.Errorf("create a token: it printed %q", out)
-	}
-	return string(found[1]), nil
+	p.tls, err = at.ClientTLS(config.CAData, config.CertData, config.KeyData)
+	return err
 }

@@ -125,12 +125,21 @@ func (c *lean) do(ctx context.Context, method, path, accept, content string, bod
 
 // ask decodes the JSON that is at a path.
 func (c *lean) ask(ctx context.Context, path string, into any) error {
-	resp, err := c.send(ctx, http.MethodGet, path, mediaJSON, "", nil, http.StatusOK)
+	data, err := c.read(ctx, path)
 	if err != nil {
 		return err
 	}
+	return json.Unmarshal(data, into)
+}
+
+// read is the JSON that is at a path.
+func (c *lean) read(ctx context.Context, path string) ([]byte, error) {
+	resp, err := c.send(ctx, http.MethodGet, path, mediaJSON, "", nil, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
 	defer func() { _ = resp.Body.Close() }()
-	return json.NewDecoder(resp.Body).Decode(into)
+	return io.ReadAll(resp.Body)
 }
 
 // acknowledged is an object's name and version as an answer gave them.

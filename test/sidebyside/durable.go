@@ -39,9 +39,9 @@ func (r *run) syncs(ctx context.Context) (count uint64, n uint64, err error) {
 		return 0, 0, err
 	}
 	var pids []int
-	for _, c := range r.plane.processes {
-		if c.keepsState {
-			pids = append(pids, c.cmd.Process.Pid)
+	for _, c := range r.plane.Running {
+		if c.KeepsState {
+			pids = append(pids, c.PID())
 		}
 	}
 	counter, err := countSyncs(pids)

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	at "barque.dev/test/plane"
 	"barque.dev/test/probe"
 	"barque.dev/test/report"
 )
@@ -49,7 +50,7 @@ func measureFailover(ctx context.Context, r *run) error {
 	}
 	before := len(writes)
 	struck := time.Now()
-	r.plane.killThose(func(c *process) bool { return c.member == leader })
+	r.plane.Kill(func(c *at.Process) bool { return c.Member == leader })
 	if err := binder.Bind(ctx, tolerant("after")); err != nil {
 		return errors.Join(err, ctx.Err())
 	}

@@ -21,7 +21,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"barque.dev/test/report"
 )
@@ -41,6 +44,8 @@ type row struct {
 	bare bool
 	// smoke: it is part of the short run that shows that all of this still works.
 	smoke bool
+	// together: all turns are at once, since planes that nobody uses hardly disturb each other.
+	together bool
 	// untuned says why stock has no better settings here; if it does not, it is empty.
 	untuned string
 	note    string
@@ -51,7 +56,8 @@ func rows() []row {
 	all := []row{
 		{name: "durable", title: "Beside stock: what was acknowledged survives", members: 1, run: measureDurable, smoke: true, untuned: "its settings change nothing about what is synced"},
 		{name: "control-plane", title: "Beside stock: a control plane starts", members: 1, run: measureStart, untuned: "its settings are about load"},
-		{name: "idle", title: "Beside stock: a control plane idles", members: 1, run: measureIdle, untuned: "its settings are about load"},
+		{name: "idle", title: "Beside stock: a control plane idles", members: 1, run: measureIdle, together: true, untuned: "its settings are about load",
+			note: "All planes of all rounds idle at the same time; CPU is counted by process."},
 		{name: "writes", title: "Beside stock: writes", members: 1, run: measureWrites, smoke: true},
 		{name: "reads", title: "Beside stock: reads", members: 1, run: measureReads, smoke: true},
 		{name: "watches", title: "Beside stock: watches", members: 1, run: measureWatches, smoke: true},
@@ -75,11 +81,21 @@ type run struct {
 	plane   *plane
 	took    time.Duration // the plane's start to readiness
 	quick   bool
-	section *report.Section
+	section *section
+}
+
+// section is what turns that may be at once add to.
+type section struct {
+	mu sync.Mutex
+	report.Section
 }
 
 // add records samples of a figure of the side.
-func (r *run) add(f report.Figure, samples ...float64) { r.section.Add(f, r.side.name(), samples...) }
+func (r *run) add(f report.Figure, samples ...float64) {
+	r.section.mu.Lock()
+	defer r.section.mu.Unlock()
+	r.section.Add(f, r.side.name(), samples...)
+}
 
 // scale is n, or less in a quick run.
 func (r *run) scale(n int) int {
@@ -151,16 +167,24 @@ func parse(args []string) (options, error) {
 	return o, o.check()
 }
 
-// choose takes the sides by their names.
-func (o *options) choose(sides []string) error {
-	for _, name := range sides {
-		switch name {
-		case "barque":
+// choose takes the sides by their names, ours first, whichever way they are named: the others are compared with the first.
+func (o *options) choose(names []string) error {
+	all := []string{"barque", "stock", "tuned"}
+	for _, name := range names {
+		if !slices.Contains(all, name) {
+			return fmt.Errorf("-sides %s: there are %s", name, strings.Join(all, ", "))
+		}
+	}
+	if !o.quick && !slices.Contains(names, "barque") {
+		return errors.New("-sides: the page compares the others with barque; without it, add -quick")
+	}
+	for _, name := range all {
+		switch {
+		case !slices.Contains(names, name):
+		case name == "barque":
 			o.sides = append(o.sides, barque{o.barque})
-		case "stock", "tuned":
-			o.sides = append(o.sides, stock{programs: o.programs, tuned: name == "tuned"})
 		default:
-			return fmt.Errorf("-sides %s: there are barque, stock and tuned", name)
+			o.sides = append(o.sides, stock{programs: o.programs, tuned: name == "tuned"})
 		}
 	}
 	return nil
@@ -211,50 +235,93 @@ func measure(ctx context.Context, args []string) error {
 	return nil
 }
 
-// turns measures one row: side after side, round after round.
+// turns measures one row: side after side, round after round, or all at once.
 func (o options) turns(ctx context.Context, r row) (report.Section, error) {
-	section, err := report.NewSection(o.root, r.name, r.title)
+	made, err := report.NewSection(o.root, r.name, r.title)
 	if err != nil {
-		return section, err
+		return made, err
 	}
-	section.Note = strings.TrimSpace(note + " " + r.note)
+	s := &section{Section: made}
+	s.Note = strings.TrimSpace(note + " " + r.note)
 	if slices.Contains(o.sides, side(stock{programs: o.programs, tuned: true})) {
-		section.Note += " " + tuning(r)
+		s.Note += " " + tuning(r)
 	}
+	if r.together {
+		err = o.together(ctx, r, s)
+	} else {
+		err = o.oneByOne(ctx, r, s)
+	}
+	var names []string
+	for _, side := range o.sides {
+		names = append(names, side.name())
+	}
+	s.Order(names...)            // of turns that are at once, any may have come first
+	s.Machine = report.Machine() // with the load as it is at the end
+	return s.Section, err
+}
+
+// order is who takes the row's turns.
+func (o options) order(r row) []side {
+	var all []side
 	for range o.rounds {
 		for _, s := range o.sides {
-			if st, ok := s.(stock); ok && st.tuned && r.untuned != "" {
-				continue
-			}
-			if err := o.turn(ctx, r, s, &section); err != nil {
-				return section, fmt.Errorf("%s: %w", s.name(), err)
+			if st, ok := s.(stock); !ok || !st.tuned || r.untuned == "" {
+				all = append(all, s)
 			}
 		}
 	}
-	section.Machine = report.Machine() // with the load as it is at the end
-	return section, nil
+	return all
+}
+
+func (o options) oneByOne(ctx context.Context, r row, section *section) error {
+	for _, s := range o.order(r) {
+		turn, end, err := o.start(ctx, r, s, section)
+		if err == nil {
+			err = r.run(ctx, turn)
+		}
+		if err := errors.Join(err, end()); err != nil {
+			return fmt.Errorf("%s: %w", s.name(), err)
+		}
+	}
+	return nil
+}
+
+// together starts one plane after the other, and measures when all are there.
+func (o options) together(ctx context.Context, r row, section *section) (err error) {
+	var turns []*run
+	for _, s := range o.order(r) {
+		turn, end, failed := o.start(ctx, r, s, section)
+		defer func() { err = errors.Join(err, end()) }()
+		if failed != nil {
+			return fmt.Errorf("%s: %w", s.name(), failed)
+		}
+		turns = append(turns, turn)
+	}
+	var group errgroup.Group
+	for _, turn := range turns {
+		group.Go(func() error { return r.run(ctx, turn) })
+	}
+	return group.Wait()
 }
 
 // note is what all sections have in common.
 const note = "Medians, with the least and the greatest sample in brackets; the sides took turns. CPU is the servers' user and system time, all processes of a side together."
 
-func (o options) turn(ctx context.Context, r row, s side, section *report.Section) (err error) {
+// start starts a plane on empty directories for one turn. end, which is never nil, stops it and removes them.
+func (o options) start(ctx context.Context, r row, s side, section *section) (turn *run, end func() error, err error) {
 	dir, err := os.MkdirTemp("", "barque-side-")
 	if err != nil {
-		return err
+		return nil, func() error { return nil }, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	started := time.Now()
 	p, err := s.start(ctx, dir, r)
-	defer func() { err = errors.Join(err, p.stop()) }()
+	end = func() error { return errors.Join(p.stop(), os.RemoveAll(dir)) }
 	if err != nil {
-		return err
+		return nil, end, err
 	}
-	turn := &run{side: s, plane: p, took: time.Since(started), quick: o.quick, section: section}
+	turn = &run{side: s, plane: p, took: time.Since(started), quick: o.quick, section: section}
 	if !r.schedules {
-		if err := p.prepare(ctx, r.bare); err != nil {
-			return err
-		}
+		err = p.prepare(ctx, r.bare)
 	}
-	return r.run(ctx, turn)
+	return turn, end, err
 }

@@ -51,7 +51,7 @@ func (p *plane) isolate() error {
 	if r.err != nil {
 		return fmt.Errorf("make a network namespace: %w", r.err)
 	}
-	p.network = namespace.At(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), r.ns.Fd()))
+	p.Network = namespace.At(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), r.ns.Fd()))
 	p.cleanUps = append(p.cleanUps, r.ns.Close)
 	return nil
 }
@@ -192,7 +192,7 @@ func (st *stand) startContainerd(ctx context.Context, dir string) (*containerd.R
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- st.network.Do(func() error { return rt.Run(running, func() { close(ready) }) }) }()
+	go func() { ended <- st.Network.Do(func() error { return rt.Run(running, func() { close(ready) }) }) }()
 	st.cleanUps = append(st.cleanUps, func() error { cancel(); return <-ended })
 	select {
 	case <-ready:
@@ -214,7 +214,7 @@ func (st *stand) kubeletConfig(dir, endpoint string) (string, error) {
 		"failCgroupV1": false, "failSwapOn": false, "enforceNodeAllocatable": []string{"none"}, "makeIPTablesUtilChains": false,
 		"podLogsDir": filepath.Join(dir, "logs"), "volumePluginDir": filepath.Join(dir, "plugins"), "staticPodPath": "",
 		"resolvConf":     "",
-		"authentication": map[string]any{"anonymous": map[string]any{"enabled": false}, "x509": map[string]any{"clientCAFile": st.files.path("ca.crt")}, "webhook": map[string]any{"enabled": true}},
+		"authentication": map[string]any{"anonymous": map[string]any{"enabled": false}, "x509": map[string]any{"clientCAFile": st.files.Path("ca.crt")}, "webhook": map[string]any{"enabled": true}},
 		// The disk is the machine's, and what is on it no business of this.
 		"evictionHard":                map[string]string{"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%", "nodefs.inodesFree": "0%"},
 		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,

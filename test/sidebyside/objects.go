@@ -33,7 +33,7 @@ func (p *plane) prepare(ctx context.Context, bare bool) error {
 		return err
 	}
 	const accounts = "/api/v1/namespaces/" + loadNamespace + "/serviceaccounts"
-	return p.poll(ctx, "the namespace's service account", func(ctx context.Context) error {
+	return p.Poll(ctx, "the namespace's service account", func(ctx context.Context) error {
 		_, err := l.clients[0].do(ctx, http.MethodGet, accounts+"/default", mediaJSON, "", nil, http.StatusOK)
 		if err == nil || !bare {
 			return err

@@ -28,16 +28,16 @@ func measurePodStart(ctx context.Context, r *run) error {
 	l := newLoader(r.plane, connections)
 	defer l.close()
 	if _, ours := r.side.(barque); ours {
-		dir := filepath.Join(r.plane.processes[0].dir, memberName(0), "agent")
+		dir := filepath.Join(r.plane.Running[0].Dir, memberName(0), "agent")
 		rt, err := runtimeAt(dir, bundle.Programs{})
 		if err != nil {
 			return err
 		}
-		if err := r.plane.poll(ctx, "import the image", func(ctx context.Context) error { return importImage(ctx, rt.Socket()) }); err != nil {
+		if err := r.plane.Poll(ctx, "import the image", func(ctx context.Context) error { return importImage(ctx, rt.Socket()) }); err != nil {
 			return err
 		}
 	}
-	if err := r.plane.poll(ctx, "a node that is ready", func(ctx context.Context) error { return nodeReady(ctx, l.clients[0]) }); err != nil {
+	if err := r.plane.Poll(ctx, "a node that is ready", func(ctx context.Context) error { return nodeReady(ctx, l.clients[0]) }); err != nil {
 		return err
 	}
 	watcher := newLoader(r.plane, 1)

@@ -9,15 +9,12 @@ import (
 	"sync"
 	"time"
 
-	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
 // workload is one of upstream's benchmarks at one of its sizes.
 type workload struct {
 	folder, name, workload string
-	// missing is what Barque's scheduler lacks for it, which leaves Barque out.
-	missing string
 	// remark is for readers.
 	remark string
 }
@@ -28,12 +25,12 @@ func scheduled() []workload {
 		{folder: "misc", name: "SchedulingBasic", workload: "5000Nodes_10000Pods"},
 		{folder: "affinity", name: "SchedulingNodeAffinity", workload: "5000Nodes_10000Pods"},
 		{folder: "default_preemption", name: "Unschedulable", workload: "5kNodes/100Init/10kPods",
-			remark: "For each pod that fits nowhere stock also looks for pods to preempt, in vain; Barque's scheduler does not preempt yet, and is spared that."},
-		{folder: "affinity", name: "SchedulingPodAffinity", workload: "5000Nodes_5000Pods", missing: "affinity between pods"},
-		{folder: "topology_spreading", name: "TopologySpreading", workload: "5000Nodes_5000Pods", missing: "hard topology constraints"},
-		{folder: "default_preemption", name: "PreemptionBasic", workload: "1000Nodes", missing: "preemption",
+			remark: "For each pod that fits nowhere either scheduler also looks for pods to preempt, in vain."},
+		{folder: "affinity", name: "SchedulingPodAffinity", workload: "5000Nodes_5000Pods"},
+		{folder: "topology_spreading", name: "TopologySpreading", workload: "5000Nodes_5000Pods"},
+		{folder: "default_preemption", name: "PreemptionBasic", workload: "1000Nodes",
 			remark: "Upstream has no size of it above 1,000 nodes: its own says that it always seems to fail."},
-		{folder: "default_preemption", name: "PreemptionAsync", workload: "5000Nodes_AsyncPreemptionEnabled", missing: "preemption",
+		{folder: "default_preemption", name: "PreemptionAsync", workload: "5000Nodes_AsyncPreemptionEnabled",
 			remark: "Stock's feature gates are as released."},
 	}
 }
@@ -41,18 +38,12 @@ func scheduled() []workload {
 // note is what readers of the row are told.
 func (w workload) note() string {
 	note := "Decisions are what each scheduler's own metrics say, bound pods what a watch sees; every placement of Barque's was checked by upstream's filters given all others. As in upstream's harness stock's controllers don't run; Barque's can't be left away, and do."
-	if w.missing != "" {
-		note = "Barque's scheduler does not have " + w.missing + " yet, so that it is not measured here."
-	}
 	return strings.TrimSpace(note + " " + w.remark)
 }
 
 // measure runs it on one side.
 func (w workload) measure(ctx context.Context, r *run) error {
 	_, ours := r.side.(barque)
-	if ours && w.missing != "" {
-		return nil
-	}
 	b, err := readBenchmark(w.folder, w.name)
 	if err != nil {
 		return err
@@ -233,7 +224,7 @@ func (p *player) ensureClass(ctx context.Context, value int) error {
 	}
 	p.classes[value] = true
 	trial := fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"trial"},"spec":{"priorityClassName":"priority-%d","containers":[{"name":"c","image":"i"}]}}`, value)
-	return p.plane.poll(ctx, "a priority class that is new", func(ctx context.Context) error {
+	return p.plane.Poll(ctx, "a priority class that is new", func(ctx context.Context) error {
 		_, err := p.loader.clients[0].do(ctx, http.MethodPost, "/api/v1/namespaces/default/pods?dryRun=All", mediaProtobuf, mediaJSON, trial, http.StatusCreated)
 		return err
 	})
@@ -257,37 +248,46 @@ func (p *player) createPods(ctx context.Context, s step, n int) error {
 	if err != nil {
 		return err
 	}
-	before, err := proc.CPU(p.plane.pids()...)
-	if err != nil {
-		return err
-	}
 	counted, err := p.attempts(ctx)
 	if err != nil {
 		return err
 	}
-	started := time.Now()
-	if err := p.post(ctx, "/api/v1/namespaces/"+namespace+"/pods", bodies); err != nil {
+	var made, wall time.Duration
+	var without int
+	cpu, err := p.plane.spent(func() (err error) {
+		started := time.Now()
+		if err := p.post(ctx, "/api/v1/namespaces/"+namespace+"/pods", bodies); err != nil {
+			return err
+		}
+		made = time.Since(started)
+		without, err = p.bound.await(ctx, first, n, p.plane.Ended)
+		wall = time.Since(started)
 		return err
-	}
-	made := time.Since(started)
-	if err := p.bound.await(ctx, first, n); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", p.benchmark.Name, err)
 	}
-	wall := time.Since(started)
-	after, err := proc.CPU(p.plane.pids()...)
-	if err != nil || !s.CollectMetrics {
-		return err
+	// What is measured may leave pods over, which is a figure too; what it stands beside may not.
+	if without == n || without > 0 && !s.CollectMetrics {
+		return fmt.Errorf("%s: %d of %d pods have no node after %v", p.benchmark.Name, without, n, wall)
 	}
-	if err := p.decisions(ctx, counted, wall); err != nil {
-		return err
+	if !s.CollectMetrics {
+		return nil
 	}
+	p.rates(n, without, made, wall, cpu)
+	return p.decisions(ctx, counted, wall)
+}
+
+// rates are the figures of n pods that were measured, all but without of which have a node after wall.
+func (p *player) rates(n, without int, made, wall, cpu time.Duration) {
 	name := p.benchmark.Name
+	bound := float64(n - without)
 	what := fmt.Sprintf("%d pods on %d nodes, from the first create to the last bound; %d clients create, all processes share the cores", n, p.nodes, creators)
-	p.add(report.Figure{Name: name + ": bound", Unit: "pods/s", Better: "more", Includes: what}, float64(n)/wall.Seconds())
+	p.add(report.Figure{Name: name + ": bound", Unit: "pods/s", Better: "more", Includes: what}, bound/wall.Seconds())
 	p.add(report.Figure{Name: name + ": creates alone", Unit: "pods/s", Better: "more", Includes: "until the last create was acknowledged, while the scheduler binds"}, float64(n)/made.Seconds())
-	p.add(report.Figure{Name: name + ": CPU", Unit: "µs a pod", Better: "less", Includes: "create, decision and binding, all processes of a side"}, float64((after-before).Microseconds())/float64(n))
-	p.say("%s: %.0f pods/s, all made after %v, bound after %v", name, float64(n)/wall.Seconds(), made.Round(time.Millisecond), wall.Round(time.Millisecond))
-	return nil
+	p.add(report.Figure{Name: name + ": CPU", Unit: "µs a pod", Better: "less", Includes: "create, decision and binding, all processes of a side"}, float64(cpu.Microseconds())/bound)
+	p.add(report.Figure{Name: name + ": without a node", Unit: "pods", Better: "less", Includes: fmt.Sprintf("%v after the last was made, when the round ends", patience)}, float64(without))
+	p.say("%s: %.0f pods/s, all made after %v, bound after %v, %d without a node", name, bound/wall.Seconds(), made.Round(time.Millisecond), wall.Round(time.Millisecond), without)
 }
 
 // churn makes one object after the other beside what is measured, until ctx ends.

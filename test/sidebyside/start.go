@@ -21,7 +21,7 @@ func measureStart(ctx context.Context, r *run) error {
 	if err := sleep(ctx, r.pause(30*time.Second)); err != nil {
 		return err
 	}
-	m, err := proc.Weigh(r.plane.pids()...)
+	m, err := proc.Weigh(r.plane.PIDs()...)
 	if err != nil {
 		return err
 	}
@@ -39,22 +39,15 @@ func measureIdle(ctx context.Context, r *run) error {
 		return err
 	}
 	pause := r.pause(10 * time.Minute)
-	before, err := proc.CPU(r.plane.pids()...)
+	cpu, err := r.plane.spent(func() error { return sleep(ctx, pause) })
 	if err != nil {
 		return err
 	}
-	if err := sleep(ctx, pause); err != nil {
-		return err
-	}
-	after, err := proc.CPU(r.plane.pids()...)
+	m, err := proc.Weigh(r.plane.PIDs()...)
 	if err != nil {
 		return err
 	}
-	m, err := proc.Weigh(r.plane.pids()...)
-	if err != nil {
-		return err
-	}
-	spent := (after - before).Seconds()
+	spent := cpu.Seconds()
 	what := fmt.Sprintf("over %v without clients, after all of OpenAPI and a list of every kind were read", pause)
 	r.add(report.Figure{Name: "CPU while idle", Unit: "s", Better: "less", Includes: what}, spent)
 	r.add(report.Figure{Name: "share of a core while idle", Unit: "%", Better: "less", Includes: what}, 100*spent/pause.Seconds())
@@ -165,7 +158,7 @@ func measureMemory(ctx context.Context, r *run) error {
 			return err
 		}
 	}
-	peak, err := proc.Weigh(r.plane.pids()...)
+	peak, err := proc.Weigh(r.plane.PIDs()...)
 	if err != nil {
 		return err
 	}
@@ -176,7 +169,7 @@ func measureMemory(ctx context.Context, r *run) error {
 	if err := sleep(ctx, pause); err != nil {
 		return err
 	}
-	after, err := proc.Weigh(r.plane.pids()...)
+	after, err := proc.Weigh(r.plane.PIDs()...)
 	if err != nil {
 		return err
 	}

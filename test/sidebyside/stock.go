@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	at "barque.dev/test/plane"
 	"barque.dev/test/proc"
 )
 
@@ -64,8 +65,9 @@ func tuning(r row) string {
 	return "Tuned is stock with " + strings.Join(all, "; ") + "."
 }
 
-// harnessLoops are the limits that upstream's harness gives the scheduler.
-var harnessLoops = []string{"--kube-api-qps=5000", "--kube-api-burst=5000"}
+// harnessLoops are what upstream's harness gives the scheduler: its limits, and no election. A scheduler that starves beside its
+// API server would lose it, and end.
+var harnessLoops = []string{"--kube-api-qps=5000", "--kube-api-burst=5000", "--leader-elect=false"}
 
 // stockPrograms are those that a row starts.
 func stockPrograms(dir string, r row) []string {
@@ -82,20 +84,14 @@ func stockPrograms(dir string, r row) []string {
 	return names
 }
 
-// member is where one etcd and its API server are.
-type member struct {
-	index                   int
-	name, client, peer, api string
-}
-
 // stand is what starting stock's programs takes: where and of what row.
 type stand struct {
 	stock
 	*plane
 	row     row
 	dir     string
-	files   *pki
-	members []member
+	files   *at.PKI
+	members []at.Member
 }
 
 func (s stock) start(ctx context.Context, dir string, r row) (*plane, error) {
@@ -107,19 +103,19 @@ func (s stock) start(ctx context.Context, dir string, r row) (*plane, error) {
 		}
 	}
 	var err error
-	if st.files, err = writePKI(dir); err != nil {
+	if st.files, err = at.WritePKI(dir); err != nil {
 		return p, err
 	}
-	if p.tls, err = clientTLS(st.files.ca, st.files.adminCert, st.files.adminKey); err != nil {
+	if p.tls, err = at.ClientTLS(st.files.CA, st.files.AdminCert, st.files.AdminKey); err != nil {
 		return p, err
 	}
 	for i := range r.members {
-		free, err := proc.Ports(3)
+		m, err := at.NewMember(i)
 		if err != nil {
 			return p, err
 		}
-		st.members = append(st.members, member{i, fmt.Sprintf("etcd-%d", i+1), free[0], free[1], free[2]})
-		p.urls = append(p.urls, "https://127.0.0.1:"+free[2])
+		st.members = append(st.members, m)
+		p.urls = append(p.urls, m.URL())
 	}
 	p.restart, p.leader = st.launchAll, st.etcdLeader
 	if err := st.launchAll(ctx); err != nil || !r.node {
@@ -149,28 +145,15 @@ func (st *stand) launchAll(ctx context.Context) error {
 }
 
 // run starts one of a member's programs.
-func (st *stand) run(name string, m member, keepsState bool, flags []string) error {
-	return st.launch(program{
-		name: fmt.Sprintf("%s-%d", name, m.index+1), path: filepath.Join(st.programs, name), args: flags,
-		dir: st.dir, member: m.index, keepsState: keepsState,
+func (st *stand) run(name string, m at.Member, keepsState bool, flags []string) error {
+	return st.Launch(at.Program{
+		Name: fmt.Sprintf("%s-%d", name, m.Index+1), Path: filepath.Join(st.programs, name), Args: flags,
+		Dir: st.dir, Member: m.Index, KeepsState: keepsState,
 	})
 }
 
-func (st *stand) etcdFlags(m member) []string {
-	var cluster []string
-	for _, o := range st.members {
-		cluster = append(cluster, o.name+"=https://127.0.0.1:"+o.peer)
-	}
-	client, peer := "https://127.0.0.1:"+m.client, "https://127.0.0.1:"+m.peer
-	ca, cert, key := st.files.path("ca.crt"), st.files.path("server.crt"), st.files.path("server.key")
-	flags := []string{
-		"--name=" + m.name, "--data-dir=" + filepath.Join(st.dir, m.name), "--log-level=error",
-		"--listen-client-urls=" + client, "--advertise-client-urls=" + client,
-		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=" + strings.Join(cluster, ","),
-		"--trusted-ca-file=" + ca, "--cert-file=" + cert, "--key-file=" + key, "--client-cert-auth",
-		"--peer-trusted-ca-file=" + ca, "--peer-cert-file=" + cert, "--peer-key-file=" + key, "--peer-client-cert-auth",
-	}
+func (st *stand) etcdFlags(m at.Member) []string {
+	flags := m.EtcdFlags(st.dir, st.files, st.members)
 	if st.tuned {
 		flags = append(flags, tunedEtcd...)
 		if st.row.elects {
@@ -180,18 +163,8 @@ func (st *stand) etcdFlags(m member) []string {
 	return flags
 }
 
-func (st *stand) apiFlags(m member) []string {
-	files := st.files
-	flags := []string{
-		"--etcd-servers=https://127.0.0.1:" + m.client, "--etcd-cafile=" + files.path("ca.crt"),
-		"--etcd-certfile=" + files.path("admin.crt"), "--etcd-keyfile=" + files.path("admin.key"),
-		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + m.api, "--cert-dir=" + st.dir,
-		"--tls-cert-file=" + files.path("server.crt"), "--tls-private-key-file=" + files.path("server.key"),
-		"--client-ca-file=" + files.path("ca.crt"), "--authorization-mode=Node,RBAC", "--service-cluster-ip-range=10.43.0.0/16",
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file=" + files.path("sa.key"), "--service-account-signing-key-file=" + files.path("sa.key"),
-		"--enable-admission-plugins=NodeRestriction", "--endpoint-reconciler-type=none",
-	}
+func (st *stand) apiFlags(m at.Member) []string {
+	flags := m.APIFlags(st.dir, st.files, st.files.Path("ca.crt"))
 	if st.row.schedules {
 		// As upstream's harness has it: there are no accounts, and nobody takes such taints away.
 		flags = append(flags, "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition")
@@ -204,7 +177,7 @@ func (st *stand) apiFlags(m member) []string {
 
 // loops starts the parts that watch over the state beside a member. Where the scheduler alone is of
 // interest it has upstream's harness' limits and runs alone.
-func (st *stand) loops(m member) error {
+func (st *stand) loops(m at.Member) error {
 	kubeconfig, err := st.kubeconfig(m)
 	if err != nil {
 		return err
@@ -215,8 +188,8 @@ func (st *stand) loops(m member) error {
 	}
 	common := []string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
-		"--bind-address=127.0.0.1", "--client-ca-file=" + st.files.path("ca.crt"),
-		"--tls-cert-file=" + st.files.path("server.crt"), "--tls-private-key-file=" + st.files.path("server.key"),
+		"--bind-address=127.0.0.1", "--client-ca-file=" + st.files.Path("ca.crt"),
+		"--tls-cert-file=" + st.files.Path("server.crt"), "--tls-private-key-file=" + st.files.Path("server.key"),
 	}
 	switch {
 	case st.row.schedules:
@@ -230,8 +203,8 @@ func (st *stand) loops(m member) error {
 	common = common[:len(common):len(common)]
 	st.scheduler = "https://127.0.0.1:" + free[1]
 	if !st.row.schedules {
-		flags := append(common, "--secure-port="+free[0], "--root-ca-file="+st.files.path("ca.crt"),
-			"--service-account-private-key-file="+st.files.path("sa.key"), "--use-service-account-credentials=false")
+		flags := append(common, "--secure-port="+free[0], "--root-ca-file="+st.files.Path("ca.crt"),
+			"--service-account-private-key-file="+st.files.Path("sa.key"), "--use-service-account-credentials=false")
 		if st.row.elects {
 			flags = append(flags, "--node-monitor-grace-period=1h") // the node is made up: nobody renews its lease
 		}
@@ -243,15 +216,15 @@ func (st *stand) loops(m member) error {
 }
 
 // kubeconfig writes the administrator's for a member's API server.
-func (st *stand) kubeconfig(m member) (string, error) {
-	file := filepath.Join(st.dir, fmt.Sprintf("loops-%d.kubeconfig", m.index+1))
+func (st *stand) kubeconfig(m at.Member) (string, error) {
+	file := filepath.Join(st.dir, fmt.Sprintf("loops-%d.kubeconfig", m.Index+1))
 	config := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: "https://127.0.0.1:%s", certificate-authority: %q}}]
 users: [{name: u, user: {client-certificate: %q, client-key: %q}}]
 contexts: [{name: x, context: {cluster: c, user: u}}]
 current-context: x
-`, m.api, st.files.path("ca.crt"), st.files.path("admin.crt"), st.files.path("admin.key"))
+`, m.API, st.files.Path("ca.crt"), st.files.Path("admin.crt"), st.files.Path("admin.key"))
 	return file, os.WriteFile(file, []byte(config), 0o600)
 }
 
@@ -268,7 +241,7 @@ func (st *stand) electedLoops(ctx context.Context) error {
 	l := newLoader(st.plane, 1)
 	defer l.close()
 	for _, name := range []string{"kube-scheduler", "kube-controller-manager"} {
-		err := st.poll(ctx, name+" leads", func(ctx context.Context) error {
+		err := st.Poll(ctx, name+" leads", func(ctx context.Context) error {
 			_, err := holder(ctx, l.clients[0], name)
 			return err
 		})
@@ -277,7 +250,7 @@ func (st *stand) electedLoops(ctx context.Context) error {
 		}
 	}
 	for _, m := range st.members {
-		if m.index == first {
+		if m.Index == first {
 			continue
 		}
 		if err := st.loops(m); err != nil {
@@ -290,14 +263,14 @@ func (st *stand) electedLoops(ctx context.Context) error {
 // etcdLeader asks the etcds which of them leads; the loops beside it lead by the order in which they
 // were started.
 func (st *stand) etcdLeader(ctx context.Context) (leader int, err error) {
-	err = st.poll(ctx, "a leader of etcd", func(ctx context.Context) error {
+	err = st.Poll(ctx, "a leader of etcd", func(ctx context.Context) error {
 		for _, m := range st.members {
-			families, err := st.metrics(ctx, "https://127.0.0.1:"+m.client)
+			families, err := st.metrics(ctx, "https://127.0.0.1:"+m.Client)
 			if err != nil {
 				return err
 			}
 			if f := families["etcd_server_is_leader"]; f != nil && f.GetMetric()[0].GetGauge().GetValue() == 1 {
-				leader = m.index
+				leader = m.Index
 				return nil
 			}
 		}

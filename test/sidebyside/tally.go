@@ -77,34 +77,49 @@ func quoted(line []byte, prefix string) string {
 	return string(rest[:end])
 }
 
-// stall is how long nothing may be bound before the wait is given up.
-const stall = 2 * time.Minute
+// patience is how long pods may wait for a node once they are made: stock's scheduler looks once in five
+// minutes for pods whose wake-up it missed, and such a round shall count.
+const patience = 6 * time.Minute
 
-// await waits until pods first to first+n-1 have a node.
-func (t *tally) await(ctx context.Context, first, n int) error {
-	timer := time.NewTimer(stall)
+// await waits, for patience at most, until pods first to first+n-1 have a node, and tells how many have none. It gives up
+// when ended, which it asks every second, says that nobody is left to bind them.
+func (t *tally) await(ctx context.Context, first, n int, ended func() error) (without int, err error) {
+	timer, tick := time.NewTimer(patience), time.NewTicker(time.Second)
 	defer timer.Stop()
-	next := first
-	for {
+	defer tick.Stop()
+	for next, end := first, first+n; ; {
 		t.mu.Lock()
-		err := t.err
-		for next < first+n && t.bound[fmt.Sprintf("%06d", next)] {
+		for next < end && t.bound[fmt.Sprintf("%06d", next)] {
 			next++
 		}
+		err = t.err
 		t.mu.Unlock()
-		if err != nil {
-			return err
-		}
-		if next == first+n {
-			return nil
+		if err != nil || next == end {
+			return 0, err
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return 0, ctx.Err()
 		case <-t.grown:
-			timer.Reset(stall)
+		case <-tick.C:
+			if err := ended(); err != nil {
+				return 0, err
+			}
 		case <-timer.C:
-			return fmt.Errorf("pod-%06d has no node after %v in which nothing was bound", next, stall)
+			return t.without(next, end), nil
 		}
 	}
+}
+
+// without counts the pods from next on, before end, that have no node.
+func (t *tally) without(next, end int) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := 0
+	for i := next; i < end; i++ {
+		if !t.bound[fmt.Sprintf("%06d", i)] {
+			n++
+		}
+	}
+	return n
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"barque.dev/test/report"
 )
@@ -52,8 +57,10 @@ type crowd struct {
 	sent [watchChanges]atomic.Int64 // when a change was about to be sent, in Unix nanoseconds
 	lags [][]time.Duration          // of each quick watcher, a change after the other
 	open chan struct{}
-	// ended are the watches that are over: those that read at full speed, and the slow ones.
+	// Watches that are over: those that read at full speed, and the slow ones.
 	quick, slow chan error
+	// cut counts the watches that the server ended before their time.
+	cut atomic.Int64
 }
 
 // fanOut opens watches, changes pods, and waits until every watcher that reads at full speed has
@@ -100,6 +107,8 @@ func (r *run) fanOut(ctx context.Context, l *loader, watchers, slow int) (took t
 	}
 	lags := slices.Concat(c.lags...)
 	slices.Sort(lags)
+	r.add(report.Figure{Name: name + ": ended by the server", Unit: "watches", Better: "less",
+		Includes: "quick and slow ones; as clients do, they are opened again and go on where they were"}, float64(c.cut.Load()))
 	r.quantiles(name+": lag", "of a change at a watcher, from before the patch was sent, all watchers but the slow ones", lags)
 	return took, expectPods(ctx, l, "round%3D"+value, watchedPods)
 }
@@ -109,7 +118,7 @@ func (c *crowd) watch(ctx context.Context, l *loader, n int, revision string) {
 	c.lags = make([][]time.Duration, n)
 	for i := range n {
 		go func() {
-			c.quick <- l.clients[i%len(l.clients)].watch(ctx, podsPath, revision, watchChanges, func() { c.open <- struct{}{} }, func(change int) {
+			c.quick <- c.follow(ctx, l.clients[i%len(l.clients)], revision, func(change int) {
 				c.lags[i] = append(c.lags[i], time.Duration(time.Now().UnixNano()-c.sent[change].Load()))
 			})
 		}()
@@ -120,7 +129,7 @@ func (c *crowd) watch(ctx context.Context, l *loader, n int, revision string) {
 func (c *crowd) dawdle(ctx context.Context, l *loader, revision string) {
 	for _, client := range l.clients {
 		go func() {
-			c.slow <- client.watch(ctx, podsPath, revision, watchChanges, func() { c.open <- struct{}{} }, func(int) {
+			c.slow <- c.follow(ctx, client, revision, func(int) {
 				select {
 				case <-ctx.Done():
 				case <-time.After(100 * time.Millisecond):
@@ -128,6 +137,60 @@ func (c *crowd) dawdle(ctx context.Context, l *loader, revision string) {
 			})
 		}()
 	}
+}
+
+// reopenings bounds how often one watch is opened again.
+const reopenings = 100
+
+// follow sees every change once. A watch that the server ends is opened again behind the last change that it has shown,
+// as clients do it.
+func (c *crowd) follow(ctx context.Context, client *lean, revision string, seen func(int)) error {
+	next, opened := 0, 0
+	var last []byte // the event of the change before the next
+	for {
+		err := client.watch(ctx, podsPath, revision, watchChanges-next, func() {
+			if opened++; opened == 1 {
+				c.open <- struct{}{}
+			}
+		}, func(event []byte) {
+			last = append(last[:0], event...)
+			seen(next)
+			next++
+		})
+		if ctx.Err() != nil || opened == 0 || opened > reopenings || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		c.cut.Add(1)
+		if next == 0 {
+			continue
+		}
+		if revision, err = versionOf(last); err != nil {
+			return err
+		}
+	}
+}
+
+// isError: the event tells of no change, but why there are no more of them. It is looked at where its type begins, behind
+// the number and the length of a message's first field; to decode each event would measure the client.
+func isError(event []byte) bool {
+	return len(event) > 2 && bytes.HasPrefix(event[2:], []byte(watch.Error))
+}
+
+// versionOf is the version of the object of an event in protobuf.
+func versionOf(event []byte) (string, error) {
+	var read metav1.WatchEvent
+	if err := read.Unmarshal(event); err != nil {
+		return "", fmt.Errorf("decode a watch event: %w", err)
+	}
+	obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(read.Object.Raw, nil, nil)
+	if err != nil {
+		return "", fmt.Errorf("decode the object of a watch event: %w", err)
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return "", fmt.Errorf("a watch event of a %T: %w", obj, err)
+	}
+	return m.GetResourceVersion(), nil
 }
 
 func (c *crowd) awaitOpen(ctx context.Context, n int) error {
@@ -166,8 +229,8 @@ func newDawdlers(p *plane, n int) *loader {
 	return l
 }
 
-// watch reads so many events in protobuf, and calls seen with each one's number.
-func (c *lean) watch(ctx context.Context, path, revision string, events int, open func(), seen func(int)) error {
+// watch reads so many events in protobuf, and calls seen with each, which is good until it returns.
+func (c *lean) watch(ctx context.Context, path, revision string, events int, open func(), seen func(event []byte)) error {
 	resp, err := c.send(ctx, http.MethodGet, path+"?watch=true&resourceVersion="+revision, mediaProtobuf+";stream=watch", "", nil, http.StatusOK)
 	if err != nil {
 		return err
@@ -175,14 +238,20 @@ func (c *lean) watch(ctx context.Context, path, revision string, events int, ope
 	defer func() { _ = resp.Body.Close() }()
 	open()
 	var header [4]byte
-	for i := range events {
+	var event []byte
+	for range events {
 		if _, err := io.ReadFull(resp.Body, header[:]); err != nil {
 			return fmt.Errorf("watch: %w", err)
 		}
-		if _, err := io.CopyN(io.Discard, resp.Body, int64(binary.BigEndian.Uint32(header[:]))); err != nil {
+		size := int(binary.BigEndian.Uint32(header[:]))
+		event = slices.Grow(event[:0], size)[:size]
+		if _, err := io.ReadFull(resp.Body, event); err != nil {
 			return fmt.Errorf("watch: %w", err)
 		}
-		seen(i)
+		if isError(event) {
+			return fmt.Errorf("watch: the server says %q", event)
+		}
+		seen(event)
 	}
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"barque.dev/test/proc"
 	"barque.dev/test/report"
 )
 
@@ -26,21 +25,18 @@ type phase struct {
 
 // phase runs f, which sends the requests, and adds rate, latencies and what the servers spent.
 func (r *run) phase(p phase, f func() ([]time.Duration, error)) error {
-	before, err := proc.CPU(r.plane.pids()...)
-	if err != nil {
+	var latencies []time.Duration
+	var wall time.Duration
+	cpu, err := r.plane.spent(func() (err error) {
+		started := time.Now()
+		latencies, err = f()
+		wall = time.Since(started)
 		return err
-	}
-	started := time.Now()
-	latencies, err := f()
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
-	wall := time.Since(started)
-	after, err := proc.CPU(r.plane.pids()...)
-	if err != nil {
-		return err
-	}
-	rate, cost := float64(p.n)/wall.Seconds(), float64((after-before).Microseconds())/float64(p.n)
+	rate, cost := float64(p.n)/wall.Seconds(), float64(cpu.Microseconds())/float64(p.n)
 	r.add(report.Figure{Name: p.name, Unit: "1/s", Better: "more", Includes: p.includes}, rate)
 	r.add(report.Figure{Name: p.name + ": CPU", Unit: "µs each", Better: "less", Includes: "all servers' user and system time"}, cost)
 	r.say("%s: %.0f/s, %.0f µs of CPU each", p.name, rate, cost)
@@ -180,7 +176,9 @@ func (r *run) watched(ctx context.Context, n int) (stop func() error, err error)
 	}
 	done, open := make(chan error, n), make(chan struct{}, n)
 	for _, c := range l.clients {
-		go func() { done <- c.watch(ctx, podsPath, revision, 1<<30, func() { open <- struct{}{} }, func(int) {}) }()
+		go func() {
+			done <- c.watch(ctx, podsPath, revision, 1<<30, func() { open <- struct{}{} }, func([]byte) {})
+		}()
 	}
 	for range n {
 		select {

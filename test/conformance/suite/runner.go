@@ -137,9 +137,10 @@ func (r Runner) batch(ctx context.Context, name string, specs []Spec) error {
 	return nil
 }
 
-// One runs one spec, or those that match a pattern, one after another, and shows their output.
+// One runs one spec, or those that match a pattern, one after another, and shows their output. That none matches is an
+// error.
 func (r Runner) One(ctx context.Context, focus string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(r.Programs, programs.E2E), "--ginkgo.focus="+focus, "--ginkgo.v", "--ginkgo.silence-skips")
+	cmd := exec.CommandContext(ctx, filepath.Join(r.Programs, programs.E2E), "--ginkgo.focus="+focus, "--ginkgo.v", "--ginkgo.silence-skips", "--ginkgo.fail-on-empty")
 	cmd.Args = append(cmd.Args, r.flags()...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	interruptible(cmd)

@@ -67,7 +67,7 @@ func choose(names []string) (wanted map[string][]string, missing []string) {
 	for _, name := range names {
 		short := Short(name)
 		// Other registries stand for what cannot be pulled, which a spec may want to see fail.
-		if _, ok := known[short]; strings.HasPrefix(name, registry) && (ok || short == pause) {
+		if _, ok := known[short]; strings.HasPrefix(name, Registry+"/") && (ok || short == pause) {
 			wanted[short] = append(wanted[short], name)
 		} else {
 			missing = append(missing, name)
@@ -76,8 +76,8 @@ func choose(names []string) (wanted map[string][]string, missing []string) {
 	return wanted, missing
 }
 
-// registry is where the names of images that are to exist begin.
-const registry = "registry.k8s.io/"
+// Registry is where the names of images that are to exist begin.
+const Registry = "registry.k8s.io"
 
 // pause is made by the product's own code; it has no recipe.
 const pause = "pause"

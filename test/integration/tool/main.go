@@ -5,6 +5,9 @@
 //	tool api PATH         asks the cluster's API, with the pod's own service account
 //	tool webhook ADDRESS DIR
 //	                      is an admission webhook, with the certificate in DIR
+//	tool extension ADDRESS DIR GROUP
+//	                      is an aggregated API server of GROUP, which has buoys; DIR holds its
+//	                      certificate and the front proxy's authority
 package main
 
 import (
@@ -47,8 +50,10 @@ func run(args []string) error {
 		return askAPI(args[1])
 	case len(args) == 3 && args[0] == "webhook":
 		return serveWebhook(args[1], args[2])
+	case len(args) == 4 && args[0] == "extension":
+		return serveExtension(args[1], args[2], args[3])
 	}
-	return errors.New("usage: tool serve BASE DIR | tool api PATH | tool webhook ADDRESS DIR")
+	return errors.New("usage: tool serve BASE DIR | tool api PATH | tool webhook ADDRESS DIR | tool extension ADDRESS DIR GROUP")
 }
 
 // serve answers until it fails.

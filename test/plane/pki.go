@@ -1,4 +1,4 @@
-package main
+package plane
 
 import (
 	"crypto/ecdsa"
@@ -14,18 +14,19 @@ import (
 	"time"
 )
 
-// pki is what stock's processes prove themselves with: one authority, a server's and an
+// PKI is what stock's processes prove themselves with: one authority, a server's and an
 // administrator's certificate, and the key of service account tokens.
-type pki struct {
+type PKI struct {
 	dir                     string
-	ca, adminCert, adminKey []byte
+	CA, AdminCert, AdminKey []byte // in PEM
 }
 
-func (f *pki) path(name string) string { return filepath.Join(f.dir, name) }
+// Path is where a file of it is, such as "ca.crt" or "server.key".
+func (f *PKI) Path(name string) string { return filepath.Join(f.dir, name) }
 
-// writePKI makes everything anew below dir.
-func writePKI(dir string) (*pki, error) {
-	f := &pki{dir: filepath.Join(dir, "pki")}
+// WritePKI makes everything anew below dir.
+func WritePKI(dir string) (*PKI, error) {
+	f := &PKI{dir: filepath.Join(dir, "pki")}
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -38,7 +39,7 @@ func writePKI(dir string) (*pki, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.ca = authority
+	f.CA = authority
 	if err := f.write("ca.crt", authority); err != nil {
 		return nil, err
 	}
@@ -62,7 +63,7 @@ func writePKI(dir string) (*pki, error) {
 			return nil, err
 		}
 		if name == "admin" {
-			f.adminCert, f.adminKey = cert, private
+			f.AdminCert, f.AdminKey = cert, private
 		}
 		if err := f.write(name+".key", private); err != nil {
 			return nil, err
@@ -74,7 +75,7 @@ func writePKI(dir string) (*pki, error) {
 	return f, nil
 }
 
-func (f *pki) write(name string, data []byte) error { return os.WriteFile(f.path(name), data, 0o600) }
+func (f *PKI) write(name string, data []byte) error { return os.WriteFile(f.Path(name), data, 0o600) }
 
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
