@@ -39,25 +39,19 @@ type suite struct {
 	part string
 	// differs are specs that don't pass, and why. Each of them must fail.
 	differs map[string]string
-	// races are the ends of names of specs that ask who is first, and why it may be the other one. They may fail twice.
-	races map[string]string
-	// alone are specs that on a busy machine fail often, and why. Some then wait for ever, or leave behind what the next
-	// attempt would wait for; so each attempt is a run of its own, against a control plane of its own.
-	alone map[string]string
+	// apart are specs that on a busy machine may wait for ever, and why. They don't run among the others, so that those
+	// need not wait with them.
+	apart map[string]string
 }
 
 // suites are all of them but those that test the starting of stock's programs (pkg/internal/testing). The longest are
 // in parts, which run beside each other.
 func suites() []suite {
-	informers := map[string]string{
-		"should allow for get informer to be cancelled":                          syncedFirst,
-		"should allow getting an informer by group/version/kind to be cancelled": syncedFirst,
-	}
 	return []suite{
 		{pkg: "manager"},
-		{pkg: "cache", part: "several namespaces", args: []string{"-test.run=^TestSource$", "-ginkgo.focus=Multi-Namespace Informer Cache"}, races: informers},
-		{pkg: "cache", part: "without copies", args: []string{"-test.run=^TestSource$", "-ginkgo.focus=Informer Cache without global"}, races: informers},
-		{pkg: "cache", part: "others", args: []string{"-ginkgo.skip=Multi-Namespace Informer Cache|Informer Cache without global"}, races: informers, differs: map[string]string{
+		{pkg: "cache", part: "several namespaces", args: []string{"-test.run=^TestSource$", "-ginkgo.focus=Multi-Namespace Informer Cache"}},
+		{pkg: "cache", part: "without copies", args: []string{"-test.run=^TestSource$", "-ginkgo.focus=Informer Cache without global"}},
+		{pkg: "cache", part: "others", args: []string{"-ginkgo.skip=Multi-Namespace Informer Cache|Informer Cache without global"}, differs: map[string]string{
 			"Informer Cache with ReaderFailOnMissingInformer Cache test with ReaderFailOnMissingInformer = true as a Reader with structured objects should be able to list objects that are configured to be watched": "it expects that kubernetes is the only Service; kube-dns is there too",
 		}},
 		{pkg: "builder"},
@@ -69,7 +63,7 @@ func suites() []suite {
 		{pkg: "controller/controllerutil"},
 		{pkg: "envtest"},
 		{pkg: "handler"},
-		{pkg: "internal/controller", alone: map[string]string{
+		{pkg: "internal/controller", apart: map[string]string{
 			"when manager is stopped with warmup runnable and with leader election enabled":    leftOpen,
 			"when manager is stopped with warmup runnable and without leader election enabled": leftOpen,
 		}},
@@ -84,10 +78,7 @@ func suites() []suite {
 	}
 }
 
-const (
-	syncedFirst = "it expects that an informer has not synced before somebody looks that doesn't wait; on a busy machine it may have"
-	leftOpen    = "it ends the API server to get rid of connections; this one goes on, and so does a connection that brings an event away when it looks"
-)
+const leftOpen = "it ends the API server to get rid of connections; this one goes on, and so does a connection that brings an event away when it looks"
 
 // TestControllerRuntime runs controller-runtime's own tests, each package against a control plane of its own. Envtest
 // starts an API server and nothing else, and leaves service accounts out; so does this.
@@ -181,51 +172,57 @@ const suiteTimeout = 8 * time.Minute
 func (s suite) run(t *testing.T, binary, dir string) {
 	t.Helper()
 	others := s.args
-	if len(s.alone) > 0 {
-		others = append(slices.Clone(s.args), "-ginkgo.skip="+anyOf(slices.Collect(maps.Keys(s.alone))...))
+	if len(s.apart) > 0 {
+		others = append(slices.Clone(s.args), "-ginkgo.skip="+anyOf(slices.Collect(maps.Keys(s.apart))...))
 	}
-	kubeconfig := startAPI(t)
-	r := runSpecs(t, binary, dir, kubeconfig, others...)
+	r := runSpecs(t, binary, dir, startAPI(t), others...)
 	t.Logf("%d passed, %d failed, %d were not run", r.passed, len(r.failed), r.waiting)
 	if r.passed == 0 {
 		t.Error("nothing has passed")
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.failed)) {
-		why := r.failed[name]
-		for attempt := 1; attempt <= 2 && why != "" && s.isRace(name); attempt++ {
-			t.Logf("again: %s", name)
-			if again := runSpecs(t, binary, dir, kubeconfig, "-ginkgo.focus="+anyOf(name)); again.ran[name] {
-				why = again.failed[name]
-			}
-		}
-		if why != "" && s.differs[name] == "" {
-			t.Errorf("%s\n%s", name, why)
-		}
+	for name, why := range r.broken {
+		t.Errorf("%s\n%s", name, why)
 	}
 	for name := range s.differs {
-		if _, failed := r.failed[name]; !failed {
+		if r.failed[name] == "" {
 			t.Errorf("it need not differ any more, or was not run: %s", name)
 		}
+		delete(r.failed, name)
 	}
-	for name := range s.alone {
-		runAlone(t, binary, dir, name)
+	for name, why := range r.failed {
+		if len(r.failed) > maxAgain {
+			t.Errorf("%s\n%s", name, why)
+			continue
+		}
+		t.Logf("failed among the others: %s\n%s", name, why)
+		r.alone(t, binary, dir, name)
+	}
+	for name := range s.apart {
+		r.alone(t, binary, dir, name)
 	}
 }
 
-// runAlone runs one spec until it passes, six times at most: beside four busy loops on two cores every third one failed.
-func runAlone(t *testing.T, binary, dir, name string) {
+// Several of these specs ask who is first: whether an informer has synced before somebody looks that does not wait,
+// whether a connection has gone within a second. Beside four busy loops on two cores every third attempt of the worst of
+// them failed.
+const (
+	attempts = 6
+	// maxAgain is how many specs of a suite may need further attempts; more don't just race.
+	maxAgain = 3
+)
+
+// alone runs one of the suite's specs until it passes. Each attempt has a control plane of its own, since a failed one may
+// leave behind what the next would wait for.
+func (r results) alone(t *testing.T, binary, dir, name string) {
 	t.Helper()
-	var r results
-	for range 6 {
-		if r = runSpecs(t, binary, dir, startAPI(t), "-ginkgo.focus="+anyOf(name), "-ginkgo.timeout=1m"); r.passed == 1 && len(r.failed) == 0 {
+	for attempt := range attempts {
+		again := runSpecs(t, binary, dir, startAPI(t), "-test.run=^"+r.entry+"$", "-ginkgo.focus="+anyOf(name), "-ginkgo.timeout=1m")
+		if again.passed > 0 && len(again.failed) == 0 && len(again.broken) == 0 {
 			return
 		}
-		t.Logf("%d specs passed, %d failed: %s", r.passed, len(r.failed), name)
+		t.Logf("attempt %d of %d: %d passed, failed: %v %v", attempt+1, attempts, again.passed, again.failed, again.broken)
 	}
-	for _, why := range r.failed {
-		t.Error(why)
-	}
-	t.Errorf("it has not passed in six attempts: %s", name)
+	t.Errorf("it has not passed in %d attempts: %s", attempts, name)
 }
 
 // anyOf is Ginkgo's pattern for specs whose names end so.
@@ -243,15 +240,6 @@ func startAPI(t *testing.T) string {
 	return start(t, 1, "--disable=agent,scheduler,controllers", "--disable-admission-plugins=ServiceAccount").servers[0].Kubeconfig()
 }
 
-func (s suite) isRace(name string) bool {
-	for end := range s.races {
-		if strings.HasSuffix(name, end) {
-			return true
-		}
-	}
-	return false
-}
-
 // runSpecs runs some of a suite's specs.
 func runSpecs(t *testing.T, binary, dir, kubeconfig string, args ...string) results {
 	t.Helper()
@@ -265,7 +253,7 @@ func runSpecs(t *testing.T, binary, dir, kubeconfig string, args ...string) resu
 	cmd.Stdout, cmd.Stderr = &out, &out
 	ended := cmd.Run()
 	r, err := read(report, out.Bytes())
-	if err != nil || ended != nil && len(r.failed) == 0 {
+	if err != nil || ended != nil && len(r.failed)+len(r.broken) == 0 {
 		t.Fatalf("the suite ended with %v, %v:\n%s", ended, err, tail(out.Bytes()))
 	}
 	return r
@@ -274,20 +262,20 @@ func runSpecs(t *testing.T, binary, dir, kubeconfig string, args ...string) resu
 // results are a suite's: of Ginkgo's specs, and of tests beside them.
 type results struct {
 	passed  int
-	waiting int // of those that were chosen; their authors don't run them either
-	failed  map[string]string
-	ran     map[string]bool
+	waiting int               // of those that were chosen; their authors don't run them either
+	failed  map[string]string // specs by their names, and why
+	broken  map[string]string // tests, and what is run before and after specs
+	entry   string            // the test that runs Ginkgo's specs, and ends as they do
 }
 
 var (
 	verdict = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+)`)
-	// entry is the test that runs Ginkgo's specs, and ends as they do.
-	entry = regexp.MustCompile(`(?m)^=== RUN\s+(\S+)\nRunning Suite:`)
+	entry   = regexp.MustCompile(`(?m)^=== RUN\s+(\S+)\nRunning Suite:`)
 )
 
 // read takes Ginkgo's report, if there is one, and what the program printed.
 func read(report string, out []byte) (results, error) {
-	r := results{failed: map[string]string{}, ran: map[string]bool{}}
+	r := results{failed: map[string]string{}, broken: map[string]string{}}
 	data, err := os.ReadFile(report)
 	var suites []ginkgo.Report
 	if err == nil {
@@ -298,23 +286,22 @@ func read(report string, out []byte) (results, error) {
 	}
 	for _, s := range suites {
 		for _, reason := range s.SpecialSuiteFailureReasons {
-			r.failed["the suite"] = reason
+			r.broken["the suite"] = reason
 		}
 		for _, spec := range s.SpecReports {
 			r.count(spec)
 		}
 	}
-	specs := ""
 	if found := entry.FindSubmatch(out); found != nil {
-		specs = string(found[1])
+		r.entry = string(found[1])
 	}
 	for _, found := range verdict.FindAllSubmatch(out, -1) {
 		switch name := string(found[2]); {
-		case name == specs:
+		case name == r.entry:
 		case string(found[1]) == "PASS":
 			r.passed++
 		case string(found[1]) == "FAIL":
-			r.failed[name] = tail(out)
+			r.broken[name] = tail(out)
 		default:
 			r.waiting++
 		}
@@ -324,11 +311,14 @@ func read(report string, out []byte) (results, error) {
 
 // count takes one of Ginkgo's specs; of what is run before and after them only failures count.
 func (r *results) count(spec ginkgo.SpecReport) {
-	r.ran[spec.FullText()] = spec.State != ginkgo.SpecStateSkipped
+	failure := spec.FailureMessage() + "\n" + spec.FailureLocation().String()
 	switch {
-	case spec.State.Is(ginkgo.SpecStateFailureStates):
-		r.failed[spec.FullText()] = spec.FailureMessage() + "\n" + spec.FailureLocation().String()
 	case spec.LeafNodeType != ginkgo.NodeTypeIt:
+		if spec.State.Is(ginkgo.SpecStateFailureStates) {
+			r.broken[spec.LeafNodeType.String()] = failure
+		}
+	case spec.State.Is(ginkgo.SpecStateFailureStates):
+		r.failed[spec.FullText()] = failure
 	case spec.State == ginkgo.SpecStatePassed:
 		r.passed++
 	case spec.State == ginkgo.SpecStatePending || spec.Failure.Message != "": // or it skips itself
