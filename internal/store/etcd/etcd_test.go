@@ -30,6 +30,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if file := os.Getenv(checkEnv); file != "" {
+		if _, err := etcd.CheckDatabase(context.Background(), file, nil); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	etcdtest.Main(m)
 }
 

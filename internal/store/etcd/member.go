@@ -6,6 +6,7 @@ import (
 	"expvar"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,7 +48,7 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
 	}
 	m := &Member{cfg: cfg, etcd: e, srv: e.Server, log: cfg.Log}
-	if err := m.electAlone(ctx); err != nil {
+	if err := errors.Join(m.electAlone(ctx), m.readdress(ctx)); err != nil {
 		m.Close()
 		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
 	}
@@ -83,6 +84,21 @@ func (m *Member) electAlone(ctx context.Context) error {
 			t.Stop()
 			return errors.New("etcd stopped")
 		}
+	}
+	return nil
+}
+
+// readdress tells the only member of a cluster, when that was restored from a snapshot, where it is: nobody knew
+// that when the snapshot was restored.
+func (m *Member) readdress(ctx context.Context) error {
+	members := m.srv.Cluster().Members()
+	if len(members) != 1 || uint64(members[0].ID) != m.ID() || !slices.Equal(members[0].PeerURLs, []string{restoredPeerURL}) {
+		return nil
+	}
+	here := *members[0]
+	here.PeerURLs = []string{m.cfg.PeerURL}
+	if _, err := m.srv.UpdateMember(ctx, here); err != nil {
+		return fmt.Errorf("note where the restored member is: %w", err)
 	}
 	return nil
 }
