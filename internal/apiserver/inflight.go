@@ -46,10 +46,13 @@ func (k *inFlightKind) leave() { k.count.Add(-1) }
 // wait returns when every request has been answered.
 func (f *inFlight) wait() { f.all.Wait() }
 
+// LongPaths begins the paths, of those in Config.Paths, whose requests last as long as their clients want.
+const LongPaths = "/barque/v1/long/"
+
 // longRunning tells whether a request lasts as long as its client wants.
 func longRunning(req *http.Request, info *request.RequestInfo) bool {
 	if !info.IsResourceRequest {
-		return strings.HasPrefix(info.Path, "/debug/pprof/")
+		return strings.HasPrefix(info.Path, "/debug/pprof/") || strings.HasPrefix(info.Path, LongPaths)
 	}
 	switch info.Verb {
 	case "watch", "proxy":

@@ -56,6 +56,7 @@ func TestLongRunning(t *testing.T) {
 		{resource("get", "log"), "GET", true},
 		{resource("update", "status"), "PUT", false},
 		{&request.RequestInfo{Path: "/debug/pprof/profile"}, "GET", true},
+		{&request.RequestInfo{Path: LongPaths + "snapshots/save"}, "POST", true},
 		{&request.RequestInfo{Path: "/metrics"}, "GET", false},
 	} {
 		if got := longRunning(httptest.NewRequest(test.method, "/", nil), test.info); got != test.want {

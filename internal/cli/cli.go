@@ -73,7 +73,7 @@ Kubernetes API. Every server is a master; any of them may be lost.`,
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s),
 		newServer(s), newAgent(s), newMachine(s),
-		newToken(s), newAccountKey(s), newEncryption(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
+		newToken(s), newAccountKey(s), newEncryption(s), newSnapshot(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
 	)
 	return root
 }

@@ -59,6 +59,9 @@ func newServer(s Streams) *cobra.Command {
 	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")
 	accessFlags(flags, &cfg.Access)
 	auditFlags(flags, &cfg.Audit)
+	flags.DurationVar(&cfg.Snapshots.Every, "snapshot-every", node.DefaultSnapshotEvery, "how often this server takes a snapshot; the servers take turns; 0 for never")
+	flags.IntVar(&cfg.Snapshots.Keep, "snapshot-keep", node.DefaultSnapshotKeep, "how many of this server's scheduled `snapshots` stay; those of `barque snapshot save` stay all")
+	flags.StringVar(&cfg.Snapshots.Dir, "snapshot-dir", "", "`DIR` that holds snapshots; by default snapshots in --data-dir, which is lost with the disk")
 	flags.StringVar(&cfg.TracingFile, "tracing-config-file", "", "`FILE` with a TracingConfiguration, which says where traces of requests go to; without it nothing is traced")
 	configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -27,6 +27,9 @@ const (
 	rewriteName = "rewrite" // exists while everything stale is to be written again
 )
 
+// RecordKey is the key in etcd under which the record of the cluster's keys stands.
+const RecordKey = prefix + ringName
+
 // A Reader reads etcd; store.Backend is one.
 type Reader interface {
 	Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error)

@@ -60,6 +60,13 @@ func (s *Sealer) open(k Key) ([keySize]byte, error) {
 	return out, nil
 }
 
+// Check tells whether the record of a cluster's keys, as it stands in etcd, can be opened. Its error wraps ErrSealed
+// when another authority's key is needed.
+func (s *Sealer) Check(record []byte) error {
+	_, err := s.openRing(record)
+	return err
+}
+
 // An openRing is a ring with its keys opened, by name.
 type openRing struct {
 	Ring

@@ -105,6 +105,8 @@ type ServerConfig struct {
 	Requests RequestLimits
 	// Audit says what requests are recorded, and where.
 	Audit auditlog.Options
+	// Snapshots says when snapshots are taken, and where they are kept.
+	Snapshots SnapshotOptions
 	// TracingFile holds a TracingConfiguration; empty traces nothing.
 	TracingFile string
 }
@@ -223,6 +225,9 @@ func (c *ServerConfig) Complete() error {
 		return err
 	}
 	if err := c.checkPlugins(); err != nil {
+		return err
+	}
+	if err := c.Snapshots.complete(c.DataDir); err != nil {
 		return err
 	}
 	return c.checkRanges()

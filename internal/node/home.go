@@ -111,6 +111,9 @@ func (h *home) markMember(hash string) error {
 
 // checkRole refuses a directory in which the other kind of machine lived.
 func (h *home) checkRole(role string) error {
+	if _, err := os.Lstat(h.path(restoringMark)); err == nil {
+		return fmt.Errorf("%s is half restored from a snapshot: run `barque snapshot restore` again", h.dir)
+	}
 	name := h.path("role")
 	data, err := os.ReadFile(name)
 	switch {
@@ -128,7 +131,7 @@ func (h *home) checkRole(role string) error {
 
 // brought is what may be in a directory that no barque has run in: what a file system has, and what an
 // administrator brings along who restores a cluster.
-var brought = []string{"lock", "lost+found", "pki", "etcd"}
+var brought = []string{"lock", "lost+found", "pki", "etcd", snapshotsDir, restoringMark, stageDir}
 
 // checkForeign refuses a directory that holds something of somebody else's.
 func (h *home) checkForeign(role string) error {

@@ -34,6 +34,7 @@ import (
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/cluster/snapshot"
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/encryption"
 	"barque.dev/internal/pki"
@@ -65,6 +66,7 @@ type Server struct {
 	encryption *encrypted
 	membership *membership.Membership // nil with an etcd of the user's
 	detector   *detect.Detector       // likewise
+	snapshots  *snapshot.Keeper       // likewise
 	leadership *leadership.Leadership
 
 	registry *registry.Registry
@@ -121,6 +123,7 @@ func (s *Server) services() []run.Service {
 			run.Func("failure detector", s.detector.Run))
 	}
 	services = append(services, s.encryption.services()...)
+	services = append(services, s.snapshotServices()...)
 	services = append(services, s.traceServices()...)
 	services = append(services,
 		run.Service{Name: "default objects", Run: s.ensureDefaults},
@@ -259,6 +262,7 @@ func (s *Server) openServer() error {
 	}
 	handlers := s.auth.Handlers()
 	maps.Copy(handlers, s.encryptionControl().Handlers())
+	maps.Copy(handlers, s.openSnapshots())
 	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler()}
 	s.api, err = apiserver.New(apiserver.Config{
 		Registry: s.registry, Authenticator: s.auth.Authenticator, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,

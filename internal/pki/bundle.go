@@ -73,6 +73,9 @@ func (a *Authorities) Bundle() (Bundle, error) {
 	return b, nil
 }
 
+// Authorities checks the bundle and reads it, in memory only.
+func (b Bundle) Authorities() (*Authorities, error) { return b.parse("bundle") }
+
 // Import checks the bundle and writes it to dir, which must not hold keys; else ErrExists. The
 // directory appears complete or not at all, also when the machine dies meanwhile.
 func Import(dir string, b Bundle) (*Authorities, error) {

@@ -25,6 +25,9 @@ func PathSave(long string) string { return long + saveName }
 // PathSend is PathSave for a snapshot that is sent.
 func PathSend(long string) string { return long + sendName }
 
+// Paths are all of them.
+func Paths(long string) []string { return []string{PathStatus, PathSave(long), PathSend(long)} }
+
 // Status is what a server tells of its snapshots.
 type Status struct {
 	Server string `json:"server"`
@@ -74,6 +77,7 @@ func (k *Keeper) serveSave(w http.ResponseWriter, r *http.Request) {
 		k.refuse(w, err)
 		return
 	}
+	info.Dir = k.cfg.Dir
 	k.answer(w, info)
 }
 

@@ -233,6 +233,8 @@ type Info struct {
 	Scheduled bool      `json:"scheduled"`
 	// Bytes is the file's size.
 	Bytes int64 `json:"bytes"`
+	// Dir is where it is on Server, told of one that was just taken.
+	Dir string `json:"dir,omitempty"`
 }
 
 func infoOf(n Name, size int64) Info {

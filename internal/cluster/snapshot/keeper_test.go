@@ -369,7 +369,7 @@ func TestHandlers(t *testing.T) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	var status Status
-	if w := ask("GET", PathStatus); w.Code != 200 || json.Unmarshal(w.Body.Bytes(), &status) != nil || len(status.Snapshots) != 1 || status.Snapshots[0] != info {
+	if w := ask("GET", PathStatus); w.Code != 200 || json.Unmarshal(w.Body.Bytes(), &status) != nil || len(status.Snapshots) != 1 || status.Snapshots[0].File != info.File || info.Dir != h.cfg.Dir {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	w := ask("POST", PathSend("/long/"))
