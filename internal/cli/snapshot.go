@@ -288,7 +288,7 @@ func listSnapshots(ctx context.Context, a access, w io.Writer) error {
 			}
 		}
 		if st.Problem != "" {
-			problems = append(problems, fmt.Sprintf("%s takes no snapshots: %s", st.Server, st.Problem))
+			problems = append(problems, noSnapshots(st))
 		}
 	}
 	sortNewest(list)

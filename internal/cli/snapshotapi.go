@@ -96,6 +96,49 @@ func snapshotStatuses(ctx context.Context, a access) (statuses []snapshot.Status
 	return statuses, silent, nil
 }
 
+// savedState is what `barque status` says of snapshots.
+type savedState struct {
+	newest   snapshot.Info
+	problems []string
+}
+
+// ask asks one server. Who may not know, or asks a server of an older version, is told nothing.
+func (s *savedState) ask(ctx context.Context, config *rest.Config, address string) {
+	own := rest.CopyConfig(config)
+	own.Host = "https://" + address
+	var status snapshot.Status
+	if askSnapshots(ctx, own, http.MethodGet, snapshot.PathStatus, perServer, &status) != nil {
+		return
+	}
+	for _, i := range status.Snapshots {
+		if i.Time.After(s.newest.Time) {
+			s.newest = i
+		}
+	}
+	if status.Problem != "" {
+		s.problems = append(s.problems, noSnapshots(status))
+	}
+}
+
+// noSnapshots says what keeps a server from taking snapshots.
+func noSnapshots(status snapshot.Status) string {
+	return fmt.Sprintf("%s takes no snapshots: %s", status.Server, status.Problem)
+}
+
+func (s *savedState) print(w io.Writer) {
+	if !s.newest.Time.IsZero() {
+		_, _ = fmt.Fprintf(w, "\nlast snapshot   %s by %s\n", s.newest.Time.Local().Format(time.DateTime), s.newest.Server)
+	}
+}
+
+// problem is what is wrong; nil for nothing.
+func (s *savedState) problem() error {
+	if len(s.problems) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(s.problems, "; "))
+}
+
 // sortNewest puts the newest first.
 func sortNewest(list []snapshot.Info) {
 	slices.SortFunc(list, func(a, b snapshot.Info) int {

@@ -39,6 +39,7 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 		return fmt.Errorf("list the servers: %w", err)
 	}
 	servers, leader := serversOf(leases.Items)
+	var saved savedState
 	_, _ = fmt.Fprintf(w, "address   %s\nleader    %s\n\n", config.Host, leader)
 
 	t := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
@@ -60,6 +61,8 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 		api := "ready"
 		if serverReady(ctx, config, address) != nil {
 			api = "not ready"
+		} else {
+			saved.ask(ctx, config, address)
 		}
 		node, ok := states[name]
 		if !ok {
@@ -76,10 +79,11 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	saved.print(w)
 	if sick > 0 {
 		return fmt.Errorf("%d of %d machines are not well: see `kubectl describe nodes`, and `systemctl status barque` and the log on them", sick, machines)
 	}
-	return nil
+	return saved.problem()
 }
 
 // serversOf finds the servers' addresses by name, and who leads.

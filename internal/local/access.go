@@ -78,6 +78,38 @@ func (c *Cluster) probe(ctx context.Context, m *Machine) error {
 	return err
 }
 
+// memberTimeout bounds the wait for a server that others can join through.
+const memberTimeout = 30 * time.Second
+
+// awaitMember waits until a server that was a member before, which may just have been started, is ready, or none
+// runs, or for a while: whoever needs one finds out what is wrong.
+func (c *Cluster) awaitMember(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		running := false
+		for _, m := range c.Machines {
+			if m.Role != RoleServer || !m.joined() || !m.Running() {
+				continue
+			}
+			running = true
+			if c.probe(ctx, m) == nil {
+				return
+			}
+		}
+		if !running {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // createToken makes a token for the machines that `up` starts.
 func (c *Cluster) createToken(ctx context.Context) (token string, err error) {
 	err = c.throughAny(func(client kubernetes.Interface, config *rest.Config) error {

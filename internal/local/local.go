@@ -177,6 +177,7 @@ func (c *Cluster) joinRest(ctx context.Context, o Options, rest []*Machine, star
 			continue
 		}
 		if token == "" {
+			c.awaitMember(ctx)
 			if token, err = c.createToken(ctx); err != nil {
 				return err
 			}

@@ -39,7 +39,7 @@ func adviseOnEtcd(err error, dir string) error {
 	case errors.Is(err, etcd.ErrDisk):
 		advice = "the kernel's log (dmesg) says more of the disk of " + dir + "; once it is well, start this server again; if its data is gone, " + again
 	case errors.Is(err, etcd.ErrDamaged):
-		advice = "if the other servers are well, " + again + ": it gets everything from them; if there are none, restore a backup of etcd"
+		advice = "if the other servers are well, " + again + ": it gets everything from them; if there are none, stop all and restore the newest snapshot with `barque snapshot restore`"
 	case errors.Is(err, etcd.ErrRemoved):
 		advice = "the cluster goes on without this server; to take it in again, " + again
 	default:

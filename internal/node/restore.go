@@ -108,6 +108,7 @@ func (h *home) checkRestorable(replace bool) error {
 	for _, e := range entries {
 		switch {
 		case err != nil && !slices.Contains(brought, e.Name()): // nobody's role
+			_ = os.Remove(h.path("lock"))
 			return fmt.Errorf("%s holds %s, which is not of barque: choose an empty --data-dir", h.dir, e.Name())
 		case (e.Name() == "etcd" || e.Name() == "joined") && !replace:
 			return fmt.Errorf("%s holds a server's data: choose an empty --data-dir, or add --replace, which moves what is in the way aside", h.dir)
