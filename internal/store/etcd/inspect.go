@@ -10,7 +10,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/pkg/v3/traceutil"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/backend"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
@@ -196,9 +195,7 @@ func readStore(ctx context.Context, path string, info *DatabaseInfo, visit func(
 func readPages(ctx context.Context, kv mvcc.KV, revision, page int64, visit func(key, value []byte) error) (int64, error) {
 	var read int64
 	for from := []byte{0}; ctx.Err() == nil; {
-		tx := kv.Read(mvcc.ConcurrentReadTxMode, traceutil.TODO())
-		part, err := tx.Range(ctx, from, []byte{}, mvcc.RangeOptions{Rev: revision, Limit: page})
-		tx.End()
+		part, err := kv.Range(ctx, from, []byte{}, mvcc.RangeOptions{Rev: revision, Limit: page})
 		if err != nil {
 			return read, err
 		}
