@@ -1,8 +1,8 @@
 // Package membership looks after who belongs to the etcd cluster of the servers.
 //
 // A new server is added as a learner, which receives everything and decides nothing; the leader
-// gives it a vote once it has caught up. A server that is gone for good is removed on request, if
-// those that remain have a living majority.
+// gives it a vote once it has caught up. A server that is gone for good is removed on request, or by
+// the leader once no server has reached it for a grace, if those that remain have a living majority.
 package membership
 
 import (
@@ -207,18 +207,12 @@ func admit(members []etcd.MemberInfo, reachable func() map[uint64]bool, name, pe
 // those that remain would have no living majority. A server that leads and is to be removed hands
 // leadership over first.
 func (m *Membership) Remove(ctx context.Context, name string) error {
-	members := m.member.Members()
-	var id uint64
-	for _, mb := range members {
-		if mb.Name == name {
-			id = mb.ID
-		}
-	}
-	if id == 0 {
+	id, ok := m.find(name)
+	if !ok {
 		return fmt.Errorf("remove server %s: %w", name, ErrUnknown)
 	}
 	if id == m.member.ID() && id == m.member.Leader() {
-		if err := m.handOver(ctx, members); err != nil {
+		if err := m.handOver(ctx, m.member.Members()); err != nil {
 			return fmt.Errorf("remove server %s: %w", name, err)
 		}
 	}
@@ -234,6 +228,28 @@ func (m *Membership) Remove(ctx context.Context, name string) error {
 			return fmt.Errorf("remove server %s: %w", name, err)
 		}
 	}
+}
+
+// MayRemove returns what Remove would refuse with, as far as that can be told now.
+func (m *Membership) MayRemove(ctx context.Context, name string) error {
+	id, ok := m.find(name)
+	if !ok {
+		return fmt.Errorf("remove server %s: %w", name, ErrUnknown)
+	}
+	if err := etcd.CheckRemoval(m.member.Members(), m.member.Reachable(ctx), id); err != nil {
+		return fmt.Errorf("remove server %s: %w", name, err)
+	}
+	return nil
+}
+
+// find finds a member by its name.
+func (m *Membership) find(name string) (id uint64, ok bool) {
+	members := m.member.Members()
+	at := slices.IndexFunc(members, func(mb etcd.MemberInfo) bool { return mb.Name == name })
+	if at < 0 {
+		return 0, false
+	}
+	return members[at].ID, true
 }
 
 // HandOver moves leadership to another voter, if this server leads and there is one. It returns

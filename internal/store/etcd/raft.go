@@ -92,7 +92,7 @@ const dialTimeout = 500 * time.Millisecond
 func (m *Member) Remove(ctx context.Context, id uint64) error {
 	members := m.Members()
 	alive := m.Reachable(ctx)
-	if err := checkRemoval(members, alive, id); err != nil {
+	if err := CheckRemoval(members, alive, id); err != nil {
 		return fmt.Errorf("remove member %x: %w", id, err)
 	}
 	_, err := m.srv.RemoveMember(ctx, id)
@@ -109,8 +109,9 @@ func (m *Member) wasRemoved(id uint64, err error) bool {
 	return m.srv.IsIDRemoved(id) || errors.Is(err, membership.ErrIDNotFound) || (stopped && id == m.ID() && !m.closing.Load())
 }
 
-// checkRemoval tells whether the voters that are left without id have a living majority.
-func checkRemoval(members []MemberInfo, alive map[uint64]bool, id uint64) error {
+// CheckRemoval returns ErrQuorum unless the voters that are left without id have a living majority. A learner
+// may always go.
+func CheckRemoval(members []MemberInfo, alive map[uint64]bool, id uint64) error {
 	voters, living := 0, 0
 	for _, mb := range members {
 		if mb.ID == id && mb.Learner {

@@ -39,7 +39,7 @@ func TestCheckRemoval(t *testing.T) {
 		{"the only voter beside a learner", withLearner, alive(1, 9), 1, true},
 		{"nobody", voters(3), alive(1, 2), 7, false},
 	} {
-		if err := checkRemoval(c.members, c.alive, c.id); errors.Is(err, ErrQuorum) != c.refused {
+		if err := CheckRemoval(c.members, c.alive, c.id); errors.Is(err, ErrQuorum) != c.refused {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
