@@ -49,6 +49,16 @@ func (m *Member) Run(ctx context.Context) error {
 	}
 }
 
+// Removed tells whether the member has stopped because the cluster goes on without it.
+func (m *Member) Removed() bool {
+	select {
+	case <-m.srv.StopNotify():
+		return !m.closing.Load() // etcd stops for nothing else
+	default:
+		return false
+	}
+}
+
 // lastWords hands over what etcd says before it would end the process. Whoever said it is held where it is, as if the
 // process had ended there: what it was about to do next must not happen.
 type lastWords struct {

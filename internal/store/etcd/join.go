@@ -22,7 +22,7 @@ const (
 // startEmbedded starts etcd. A new member that joins has to name exactly the members that there
 // are, which may have changed since it was told, when others join too: then it asks again.
 func startEmbedded(ctx context.Context, cfg *Config) (*embed.Etcd, error) {
-	joins := cfg.Existing && !wal.Exist(filepath.Join(cfg.DataDir, "member", "wal"))
+	joins := cfg.Existing && !HasData(cfg.DataDir)
 	for attempt := 1; ; attempt++ {
 		ec, err := cfg.embedConfig()
 		if err != nil {
@@ -50,6 +50,9 @@ func startEmbedded(ctx context.Context, cfg *Config) (*embed.Etcd, error) {
 		cfg.learn(members)
 	}
 }
+
+// HasData tells whether a member has run in the directory.
+func HasData(dir string) bool { return wal.Exist(filepath.Join(dir, "member", "wal")) }
 
 // passing tells whether another attempt to join may succeed: when the members changed meanwhile, or
 // the cluster is so young that it hasn't agreed on its version. etcd has no types for these errors.

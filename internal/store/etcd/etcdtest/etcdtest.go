@@ -66,16 +66,30 @@ func New(tb testing.TB, n int, tune func(i int, cfg *etcd.Config)) *Cluster {
 		c.members = append(c.members, nil)
 		c.Start(i)
 		if i > 0 {
-			c.promote(i)
+			c.promote(i, 0)
 		}
 	}
 	return c
 }
 
-func (c *Cluster) promote(i int) {
+// Join has member i, whose data directory is empty again, join anew through member via, and get a vote.
+func (c *Cluster) Join(i, via int) *etcd.Member {
+	c.tb.Helper()
+	cfg := &c.configs[i]
+	members, err := c.Member(via).AddLearner(c.tb.Context(), cfg.PeerURL)
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	cfg.Existing, cfg.InitialCluster = true, etcd.InitialCluster(members, cfg.Name, cfg.PeerURL)
+	m := c.Start(i)
+	c.promote(i, via)
+	return m
+}
+
+func (c *Cluster) promote(i, via int) {
 	c.tb.Helper()
 	Eventually(c.tb, fmt.Sprintf("member %d is promoted", i), func(ctx context.Context) error {
-		return c.members[0].Promote(ctx, c.members[i].ID())
+		return c.members[via].Promote(ctx, c.members[i].ID())
 	})
 	Eventually(c.tb, fmt.Sprintf("member %d votes", i), func(context.Context) error {
 		if c.members[i].IsLearner() {
@@ -85,16 +99,23 @@ func (c *Cluster) promote(i int) {
 	})
 }
 
-// Start starts member i, from its data directory if it has one, and waits until it is ready.
-func (c *Cluster) Start(i int) *etcd.Member {
+// Begin starts member i, from its data directory if it has one.
+func (c *Cluster) Begin(i int) *etcd.Member {
 	c.tb.Helper()
 	m, err := etcd.Start(c.tb.Context(), c.configs[i])
 	if err != nil {
 		c.tb.Fatal(err)
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.members[i] = m
-	c.mu.Unlock()
+	return m
+}
+
+// Start starts member i, from its data directory if it has one, and waits until it is ready.
+func (c *Cluster) Start(i int) *etcd.Member {
+	c.tb.Helper()
+	m := c.Begin(i)
 	select {
 	case <-m.Ready():
 	case <-time.After(patience):
