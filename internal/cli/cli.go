@@ -1,6 +1,7 @@
 // Package cli is the command line: subcommands, flags and what they print. It is the only
 // place that parses flags. Errors are one sentence that says what to do, on standard error,
-// with exit code 1 (2 for a wrong command line).
+// with exit code 1 (2 for a wrong command line, 78 on a machine that has left its cluster, which a
+// supervisor must not start again).
 package cli
 
 import (
@@ -13,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
+
+	"barque.dev/internal/node"
 )
 
 // Streams are where the commands read and write.
@@ -20,6 +23,9 @@ type Streams struct {
 	In       io.Reader
 	Out, Err io.Writer
 }
+
+// exitLeft is EX_CONFIG of sysexits(3): starting again does not help.
+const exitLeft = 78
 
 // Main runs one command line and returns the exit code.
 func Main(ctx context.Context, args []string, s Streams) int {
@@ -36,6 +42,9 @@ func Main(ctx context.Context, args []string, s Streams) int {
 	case errors.As(err, &usage):
 		_, _ = fmt.Fprintf(s.Err, "barque: %s\n", oneLine(err))
 		return 2
+	case errors.Is(err, node.ErrLeft):
+		_, _ = fmt.Fprintf(s.Err, "barque: %s\n", oneLine(err))
+		return exitLeft
 	default:
 		_, _ = fmt.Fprintf(s.Err, "barque: %s\n", oneLine(err))
 		return 1
@@ -72,8 +81,8 @@ Kubernetes API. Every server is a master; any of them may be lost.`,
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s),
-		newServer(s), newAgent(s), newMachine(s),
-		newToken(s), newAccountKey(s), newEncryption(s), newSnapshot(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
+		newServer(s), newAgent(s), newMachine(s), newLeave(s), newRecover(s), newSnapshot(s),
+		newToken(s), newAccountKey(s), newEncryption(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
 	)
 	return root
 }

@@ -23,7 +23,8 @@ func newServer(s Streams) *cobra.Command {
 		Example: `  sudo barque server --data-dir /var/lib/barque-server --vip 192.0.2.10
   sudo barque server --data-dir /var/lib/barque-server --join https://192.0.2.10:6443 --token bq1.…
   barque server --data-dir ./control-plane --disable agent --bind-address 127.0.0.1
-  sudo barque server --config /etc/barque/server.yaml        # "vip: 192.0.2.10" and so on`,
+  sudo barque server --config /etc/barque/server.yaml        # "vip: 192.0.2.10" and so on
+  barque server list                                         # who there is; "remove" takes out one that is lost`,
 		Args: noArgs,
 	}
 	var cfg node.ServerConfig
@@ -54,6 +55,8 @@ func newServer(s Streams) *cobra.Command {
 	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
 	flags.DurationVar(&cfg.NodeGrace, "node-monitor-grace-period", node.DefaultNodeGrace,
 		"how long a node may be silent, machine and all, before it is called not ready; a machine that is surely gone is noticed much sooner")
+	flags.DurationVar(&cfg.RemoveDeadAfter, "remove-dead-after", node.DefaultRemoveDead,
+		"how long no server may reach another one until that is removed from the cluster, if a quorum of the others is well; 0 for never")
 	fair := flags.Bool("enable-priority-and-fairness", true, "serve requests by priority and fairness (FlowSchemas and PriorityLevelConfigurations); without it, who comes first is served first")
 	flags.Int64Var(&cfg.Requests.Reads, "max-requests-inflight", node.DefaultRequests, "how many `requests` that read are answered at a time; with priority and fairness, the sum of this and the next is shared out")
 	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")
@@ -64,6 +67,7 @@ func newServer(s Streams) *cobra.Command {
 	flags.StringVar(&cfg.Snapshots.Dir, "snapshot-dir", "", "`DIR` that holds snapshots; by default snapshots in --data-dir, which is lost with the disk")
 	flags.StringVar(&cfg.TracingFile, "tracing-config-file", "", "`FILE` with a TracingConfiguration, which says where traces of requests go to; without it nothing is traced")
 	configFlag(cmd)
+	cmd.AddCommand(newServerList(s), newServerRemove(s))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		for _, d := range disable {
 			part, ok := map[string]*bool{"agent": &cfg.DisableAgent, "scheduler": &cfg.DisableScheduler, "controllers": &cfg.DisableControllers}[d]

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -36,12 +37,20 @@ type Agent struct {
 	joined join.AgentJoin
 	certs  *requestedCertificates
 	worker *worker
+
+	// end stops the services; up: they run.
+	end     func(error)
+	up      atomic.Bool
+	leaving *leaving
+	control *control
 }
 
 // RunAgent runs an agent until ctx ends. ready is called once its node is registered.
 func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
-	a := &Agent{cfg: cfg}
+	a := &Agent{cfg: cfg, leaving: newLeaving()}
 	defer a.close()
+	ctx, a.end = context.WithCancelCause(ctx)
+	defer a.end(nil)
 	for _, step := range []func(context.Context) error{a.openHome, a.enter, a.openCertificates, a.openWorker} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -51,7 +60,15 @@ func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 		}
 	}
 	services := append([]run.Service{run.Func("memory", releaseMemory), run.Func("certificates", a.certs.renew)}, a.worker.services()...)
-	return run.Group(ctx, cfg.Log, ready, services...)
+	err := run.Group(ctx, cfg.Log, func() { a.up.Store(true); ready() }, services...)
+	if !a.leaving.decided.Load() {
+		return err
+	}
+	if err := a.depart(); err != nil {
+		return err
+	}
+	cfg.Log.Info("this machine has left the cluster", "node", cfg.NodeName)
+	return nil
 }
 
 func (a *Agent) openHome(context.Context) (err error) {
@@ -62,6 +79,12 @@ func (a *Agent) openHome(context.Context) (err error) {
 		return err
 	}
 	if err := a.home.checkRole("agent"); err != nil {
+		return err
+	}
+	if err := a.home.checkLeft(); err != nil {
+		return err
+	}
+	if a.control, err = a.home.openControl(map[string]order{orderLeave: a.leaveOrder}); err != nil {
 		return err
 	}
 	return checkPorts([]port{{a.cfg.NodeIP, kubeletPort, "the node's API", "run the agent on another machine"}})
@@ -157,6 +180,7 @@ func (a *Agent) close() {
 	if a.worker != nil {
 		a.worker.close()
 	}
+	a.control.close()
 	if a.home != nil {
 		a.home.close()
 	}

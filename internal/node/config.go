@@ -97,6 +97,8 @@ type ServerConfig struct {
 	ClusterDomain string
 	// TLSNames are further names and addresses for the API server's certificate.
 	TLSNames []string
+	// RemoveDeadAfter is how long no server may reach another one until it is removed from the cluster; 0 is for ever.
+	RemoveDeadAfter time.Duration
 	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
 	NodeGrace time.Duration
 	// Access says who may do what.
@@ -134,6 +136,14 @@ const (
 	DefaultRequests         = 400
 	DefaultMutatingRequests = 200
 )
+
+// DefaultRemoveDead is long enough for a machine to be repaired, or to be off over a weekend: as long as it counts, its return
+// restores a quorum that the loss of another server costs, which once it is removed takes an administrator. So it is
+// removed when that is no hope any more.
+const DefaultRemoveDead = 72 * time.Hour
+
+// minRemoveDead is longer than what a server that starts again takes.
+const minRemoveDead = time.Second
 
 // DefaultNodeGrace is stock's --node-monitor-grace-period.
 const DefaultNodeGrace = 40 * time.Second
@@ -184,6 +194,9 @@ func (c *ServerConfig) Complete() error {
 	}
 	if c.NodeGrace < minNodeGrace {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
+	}
+	if c.RemoveDeadAfter != 0 && c.RemoveDeadAfter < minRemoveDead {
+		return fmt.Errorf("--remove-dead-after %v: choose %v or more, or 0 for never", c.RemoveDeadAfter, minRemoveDead)
 	}
 	if err := c.Audit.Check(); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,7 +41,9 @@ func (s *Server) enter(ctx context.Context) error {
 		if err := s.recallFacts(); err != nil {
 			return err
 		}
-		s.pki, err = pki.Open(dir)
+		if s.pki, err = pki.Open(dir); err == nil && s.lacksData() {
+			return s.comeBack(ctx)
+		}
 	case s.cfg.Join != "":
 		return s.join(ctx, dir)
 	default:
@@ -103,11 +106,15 @@ func (s *Server) join(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("the cluster's keys in %s: %w", dir, err)
 	}
-	members, err := json.Marshal(joined.Members)
+	return s.keepMembers(joined.Members)
+}
+
+// keepMembers writes down whom this server joins: a crash before etcd has started would otherwise forget it.
+func (s *Server) keepMembers(list []join.Member) error {
+	members, err := json.Marshal(list)
 	if err != nil {
 		return err
 	}
-	// A crash before etcd has started would otherwise forget whom it joins.
 	return os.WriteFile(s.home.path("members.json"), members, 0o600)
 }
 
@@ -116,6 +123,9 @@ func (s *Server) keepFacts(f join.Facts) error {
 	data, err := json.Marshal(f)
 	if err != nil {
 		return err
+	}
+	if old, err := os.ReadFile(s.home.path("facts.json")); err == nil && bytes.Equal(old, data) {
+		return nil
 	}
 	return pki.WriteFile(s.home.path("facts.json"), data, 0o600)
 }
@@ -138,6 +148,7 @@ func (s *Server) recallFacts() error {
 
 // takeFacts makes what all servers must agree on the cluster's, whatever the flags say.
 func (s *Server) takeFacts(f join.Facts) error {
+	s.others = f.Servers
 	parse := func(list []string, what string, into *netip.Prefix) error {
 		if len(list) == 0 {
 			return fmt.Errorf("what is known of the cluster names no %s", what)
@@ -238,6 +249,7 @@ func (s *Server) joinHandler() (http.Handler, error) {
 		Reader: s.client, CA: s.pki.Cluster.PEM(), Log: s.cfg.Log,
 		Keys:  s.keys,
 		Facts: func(context.Context) (join.Facts, error) { return s.facts(), nil }, MayJoin: s.mayJoin,
+		Returning: s.returning, MayReturn: s.mayReturn,
 	}
 	if s.membership != nil {
 		cfg.AddMember = s.addMember
@@ -266,6 +278,9 @@ func (s *Server) addMember(ctx context.Context, req join.ServerRequest) ([]join.
 	case errors.Is(err, membership.ErrNameTaken), errors.Is(err, membership.ErrAddressTaken):
 		return nil, fmt.Errorf("%w: %w", join.ErrConflict, err)
 	case err != nil:
+		return nil, fmt.Errorf("%w: %w", join.ErrTryAgain, err)
+	}
+	if err := s.unban(ctx, req.Name); err != nil {
 		return nil, fmt.Errorf("%w: %w", join.ErrTryAgain, err)
 	}
 	var members []join.Member

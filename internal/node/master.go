@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -176,9 +177,14 @@ func (s *Server) publishLease(ctx context.Context, name string, spec coordinatio
 	return s.client.Update(ctx, changed)
 }
 
+// serverCertificate is how this server shows others that it is one.
+func (s *Server) serverCertificate() (*pki.Keeper, error) {
+	return s.keeper("server-client", s.pki.Cluster, pki.Client(serverPrefix+s.cfg.NodeName, serverGroup))
+}
+
 // openTracker makes what knows which nodes live.
 func (s *Server) openTracker() error {
-	cert, err := s.keeper("server-client", s.pki.Cluster, pki.Client("barque:server:"+s.cfg.NodeName, serverGroup))
+	cert, err := s.serverCertificate()
 	if err != nil {
 		return err
 	}
@@ -188,18 +194,32 @@ func (s *Server) openTracker() error {
 		},
 		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
 	}
+	s.peerClient = &http.Client{Transport: transport}
 	s.tracker = liveness.NewTracker(liveness.Config{
-		Peers: s.peers, Client: &http.Client{Transport: transport}, Log: s.cfg.Log,
-		MayBeat: func(r *http.Request, node string) bool {
-			c := s.caller(r)
-			return c != nil && c.Subject.CommonName == "system:node:"+node && slices.Contains(c.Subject.Organization, user.NodesGroup)
-		},
-		MayAsk: func(r *http.Request) bool {
-			c := s.caller(r)
-			return c != nil && slices.Contains(c.Subject.Organization, serverGroup)
-		},
+		Peers: s.peers, Client: s.peerClient, Log: s.cfg.Log,
+		MayBeat: s.isNode,
+		MayAsk:  func(r *http.Request) bool { return s.returning(r) != "" },
 	})
 	return nil
+}
+
+// isNode tells whether a request comes from the node.
+func (s *Server) isNode(r *http.Request, node string) bool {
+	c := s.caller(r)
+	return c != nil && c.Subject.CommonName == "system:node:"+node && slices.Contains(c.Subject.Organization, user.NodesGroup)
+}
+
+// serverPrefix and a server's name are the common name of its client certificate among servers.
+const serverPrefix = "barque:server:"
+
+// returning is the name of the server that a request comes from; "" when it comes from somebody else.
+func (s *Server) returning(r *http.Request) string {
+	c := s.caller(r)
+	if c == nil || !slices.Contains(c.Subject.Organization, serverGroup) {
+		return ""
+	}
+	name, _ := strings.CutPrefix(c.Subject.CommonName, serverPrefix)
+	return name
 }
 
 // caller is the client's certificate, if the cluster's authority vouches for it.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -54,11 +57,20 @@ type Server struct {
 	cfg  ServerConfig
 	home *home
 
+	// others are the servers' URLs as they were written down at an earlier time.
+	others []string
+
 	pki      *pki.Authorities
 	listener net.Listener
 
 	// failed tells why the embedded etcd can't go on.
-	failed     chan error
+	failed chan error
+	// end stops the services, for a reason that [Server.next] knows what to do about. up: they run.
+	end     func(error)
+	up      atomic.Bool
+	leaving *leaving
+	control *control
+
 	member     *etcd.Member // nil with an etcd of the user's
 	remote     *etcd.Remote // nil with the embedded one
 	backend    store.Backend
@@ -77,6 +89,7 @@ type Server struct {
 	traces      *otlp.Exporter // nil when nothing is traced
 	client      *client.InProcess
 	tracker     *liveness.Tracker
+	peerClient  *http.Client // speaks to other servers, as this one
 	api         *apiserver.Server
 	worker      *worker // nil when the agent is disabled
 
@@ -90,26 +103,50 @@ type Server struct {
 // RunServer runs a server until ctx ends. ready is called once it answers requests.
 func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 	etcd.TunePeerStreams()
-	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
-	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	err := orFailure(s.failed, func() error { return s.run(ctx, ready) })
-	return adviseOnEtcd(err, cfg.DataDir)
+	for ready = sync.OnceFunc(ready); ; {
+		s := &Server{cfg: cfg, metrics: prometheus.NewRegistry(), failed: make(chan error, 1), leaving: newLeaving()}
+		s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		err := orFailure(s.failed, func() error { return s.run(ctx, ready) })
+		again, err := s.next(ctx, err)
+		if !again {
+			return adviseOnEtcd(err, cfg.DataDir)
+		}
+	}
 }
 
 // run opens everything, runs the services until ctx ends, and closes what was opened.
-func (s *Server) run(ctx context.Context, ready func()) error {
+func (s *Server) run(ctx context.Context, ready func()) (err error) {
 	defer s.close()
+	ctx, s.end = context.WithCancelCause(ctx)
+	defer s.end(nil)
+	defer func() {
+		if err != nil && s.isRemoved(err) && !errors.Is(err, etcd.ErrRemoved) {
+			err = fmt.Errorf("%w (%w)", etcd.ErrRemoved, err)
+		}
+	}()
 	for _, step := range []func(context.Context) error{
 		s.checkKernel, s.checkAccess, s.openAudit, s.openTraces, s.openHome, s.listen, s.enter, s.openStore, s.openEncryption, s.openAPI, s.openLoops, s.openWorker,
 	} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was told to stop while it started
+				return s.reason(ctx)
 			}
 			return err
 		}
 	}
-	return run.Group(ctx, s.cfg.Log, ready, s.services()...)
+	err = run.Group(ctx, s.cfg.Log, func() { s.up.Store(true); ready() }, s.services()...)
+	if reason := s.reason(ctx); reason != nil && !s.leaving.failed() {
+		return reason
+	}
+	return err
+}
+
+// reason is why the services were stopped; nil when the process was told to stop.
+func (s *Server) reason(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // services is the wiring list: what a server runs, in the order in which it is started; it is
@@ -121,7 +158,11 @@ func (s *Server) services() []run.Service {
 			run.Func("etcd", s.member.Run),
 			run.Func("membership", s.membership.Run),
 			run.Func("failure detector", s.detector.Run))
+		if s.cfg.RemoveDeadAfter > 0 {
+			services = append(services, run.Func("dead servers", s.removeDead))
+		}
 	}
+	services = append(services, run.Func("departure", s.depart))
 	services = append(services, s.encryption.services()...)
 	services = append(services, s.snapshotServices()...)
 	services = append(services, s.traceServices()...)
@@ -157,6 +198,13 @@ func (s *Server) openHome(context.Context) (err error) {
 		return err
 	}
 	if err := s.home.checkRole("server"); err != nil {
+		return err
+	}
+	if err := s.home.checkLeft(); err != nil {
+		return err
+	}
+	s.control, err = s.home.openControl(map[string]order{orderLeave: s.leaveOrder, orderPlan: s.planOrder, orderRecover: s.recoverOrder})
+	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.home.path("certs"), 0o700); err != nil {
@@ -263,7 +311,12 @@ func (s *Server) openServer() error {
 	handlers := s.auth.Handlers()
 	maps.Copy(handlers, s.encryptionControl().Handlers())
 	maps.Copy(handlers, s.openSnapshots())
-	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler()}
+	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave)}
+	if s.membership != nil {
+		control := s.serversControl()
+		maps.Copy(handlers, control.Handlers())
+		extra[membership.PathReached] = control.Reached()
+	}
 	s.api, err = apiserver.New(apiserver.Config{
 		Registry: s.registry, Authenticator: s.auth.Authenticator, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,
 		Listener: s.listener,
@@ -383,9 +436,17 @@ func (s *Server) markMember(ctx context.Context) error {
 	if err := s.home.markMember(s.pki.Cluster.Hash()); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	for run.Pause(ctx, factsPeriod) {
+		// A server that was away finds the others by what it knew of them.
+		if err := s.keepFacts(s.facts()); err != nil {
+			s.cfg.Log.Warn("what is known of the cluster was not written down", "error", err)
+		}
+	}
 	return nil
 }
+
+// factsPeriod is how often it is looked whether what is known of the cluster has changed.
+const factsPeriod = 5 * time.Second
 
 // keeper keeps one of the server's certificates in its pki directory.
 func (s *Server) keeper(name string, authority *pki.Authority, request pki.Request) (*pki.Keeper, error) {
@@ -414,6 +475,7 @@ func (s *Server) close() {
 	if s.remote != nil {
 		s.remote.Close()
 	}
+	s.control.close()
 	if s.home != nil {
 		s.home.close()
 	}

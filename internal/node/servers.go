@@ -10,6 +10,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/apiserver"
@@ -86,8 +87,26 @@ func (s *Server) peers() []liveness.Peer {
 	return slices.DeleteFunc(s.servers(), func(p liveness.Peer) bool { return p.Name == s.cfg.NodeName })
 }
 
+// ownURL is where others reach this server's API.
+func (s *Server) ownURL() string {
+	return "https://" + net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSPort))
+}
+
+// virtualURL is where a server that leads is reached; "" without a virtual IP.
+func (s *Server) virtualURL() string {
+	if !s.cfg.VIP.IsValid() {
+		return ""
+	}
+	return "https://" + net.JoinHostPort(s.cfg.VIP.String(), strconv.Itoa(s.cfg.HTTPSPort))
+}
+
+// identityLease is the Lease, by its name alone, that a server holds while it serves.
+func (s *Server) identityLease(name string) *coordinationv1.Lease {
+	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: apiserver.LeaseNamespace, Name: apiserver.LeasePrefix + name}}
+}
+
 func (s *Server) serverURLs() []string {
-	urls := []string{"https://" + net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSPort))}
+	urls := []string{s.ownURL()}
 	for _, p := range s.peers() {
 		urls = append(urls, p.URL)
 	}

@@ -135,17 +135,21 @@ func unpack(h *home) (bundle.Programs, error) {
 }
 
 func (w *worker) openNetwork() (err error) {
+	w.network, err = network.New(w.networkConfig())
+	return err
+}
+
+func (w *worker) networkConfig() network.Config {
 	confDir := "/etc/cni/net.d"
 	if w.containerd != nil {
 		confDir = w.containerd.CNIConfDir()
 	}
-	w.network, err = network.New(network.Config{
+	return network.Config{
 		NodeName: w.cfg.NodeName, NodeIP: w.cfg.ip, Client: w.client,
 		ClusterCIDR: w.cfg.clusterCIDR, ServiceCIDR: w.cfg.serviceCIDR,
 		ClusterDNS: w.cfg.clusterDNS, ClusterDomain: w.cfg.clusterDomain,
 		ConfDir: confDir, StateDir: w.cfg.home.path("agent", "cni", "state"), Log: w.cfg.Log,
-	})
-	return err
+	}
 }
 
 func (w *worker) openAgent() (err error) {

@@ -36,6 +36,8 @@ type Options struct {
 	Token Token
 	// CA is the cluster's CA in PEM, for a token without its hash; nil otherwise.
 	CA []byte
+	// Certificate shows that this machine is a server of the cluster already, instead of a token; CA is needed then.
+	Certificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// KnownHash is the CA hash of the cluster this machine is already part of; empty when
 	// it is new.
 	KnownHash string
@@ -133,7 +135,9 @@ func connect(ctx context.Context, o Options) (*caller, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, errors.New("the cluster's CA is damaged: it holds no certificate that can be read")
 	}
-	return &caller{base: base, token: o.Token, ca: ca, transport: newTransport(pinned(pool))}, nil
+	config := pinned(pool)
+	config.GetClientCertificate = o.Certificate
+	return &caller{base: base, token: o.Token, ca: ca, transport: newTransport(config)}, nil
 }
 
 func baseURL(text string) (string, error) {
@@ -249,7 +253,9 @@ func (c *caller) once(ctx context.Context, method, path string, in, out any) err
 	if err != nil {
 		return fmt.Errorf("make request to join: %w", err)
 	}
-	req.Header.Set("Authorization", "Bearer "+c.token.Stock())
+	if c.token.ID != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token.Stock())
+	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := (&http.Client{Transport: c.transport}).Do(req)
 	if err != nil {

@@ -43,6 +43,10 @@ type HandlerConfig struct {
 	// MayJoin refuses a server that would not understand what is in etcd; nil refuses nobody. Its errors
 	// may wrap ErrTryAgain or ErrConflict.
 	MayJoin func(req ServerRequest) error
+	// Returning names the server that a request comes from by its certificate, which does instead of a token; "" is
+	// nobody. MayReturn refuses one; its errors may wrap ErrTryAgain or ErrConflict. Both may be nil.
+	Returning func(r *http.Request) string
+	MayReturn func(ctx context.Context, name string) error
 	// AddMember adds a server to etcd as a learner, or finds it there when it has been added
 	// before, and returns all members. It may be nil when etcd runs elsewhere. Its errors
 	// may wrap ErrTryAgain or ErrConflict.
@@ -120,6 +124,9 @@ func (h *Handler) guarded(usage Usage, next answer) http.HandlerFunc {
 		defer cancel()
 		log := h.config.Log.With("usage", usage, "remote", r.RemoteAddr)
 		token, refusal := h.authenticate(ctx, r, usage)
+		if refusal == nil && usage == UsageServer {
+			refusal = h.mayReturn(ctx, r)
+		}
 		if refusal != nil {
 			log.Warn("machine refused", "reason", refusal.Code)
 			refuse(w, refusal)
@@ -142,7 +149,29 @@ func (h *Handler) guarded(usage Usage, next answer) http.HandlerFunc {
 	}
 }
 
+// returning names the server that comes back by its certificate.
+func (h *Handler) returning(r *http.Request) string {
+	if h.config.Returning == nil || r.Header.Get("Authorization") != "" {
+		return ""
+	}
+	return h.config.Returning(r)
+}
+
+func (h *Handler) mayReturn(ctx context.Context, r *http.Request) *Refusal {
+	name := h.returning(r)
+	if name == "" || h.config.MayReturn == nil {
+		return nil
+	}
+	if err := h.config.MayReturn(ctx, name); err != nil {
+		return refusalOf(err)
+	}
+	return nil
+}
+
 func (h *Handler) authenticate(ctx context.Context, r *http.Request, usage Usage) (Token, *Refusal) {
+	if name := h.returning(r); name != "" && usage == UsageServer {
+		return Token{ID: name}, nil
+	}
 	text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	token, err := ParseToken(text)
 	if !ok || err != nil {
@@ -169,6 +198,9 @@ func (h *Handler) server(ctx context.Context, r *http.Request) (any, error) {
 	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxRequest))
 	if err := decoder.Decode(&req); err != nil {
 		return nil, &Refusal{Code: CodeBadRequest, Message: fmt.Sprintf("the request to join cannot be read: %v", err)}
+	}
+	if name := h.returning(r); name != "" && req.Name != name {
+		return nil, &Refusal{Code: CodeConflict, Message: fmt.Sprintf("the certificate is that of server %s: another name needs a token, and an empty data directory", name)}
 	}
 	if (req.Name == "") != (req.PeerURL == "") {
 		return nil, &Refusal{Code: CodeBadRequest, Message: "a server joins with a name and a peer URL"}

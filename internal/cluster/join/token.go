@@ -6,6 +6,9 @@
 // joins first asks any server for the CA over an unchecked connection, compares its hash, and
 // only then, over a connection checked against that CA, shows the token.
 //
+// A server that was a member before, and was removed while it was away, has the cluster's keys: it shows a certificate
+// instead of a token.
+//
 // A joining server receives the cluster's keys and is added to etcd as a learner. A joining
 // agent receives the CA and the cluster's facts; its certificate it requests from the API with
 // the same token, as a stock kubelet does.

@@ -1,0 +1,225 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"barque.dev/internal/apiserver"
+	"barque.dev/internal/cluster/join"
+	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/run"
+	"barque.dev/internal/store/etcd"
+)
+
+// next decides what happens when run has ended with err: whether the server starts again in this process, and if not, what to
+// tell.
+func (s *Server) next(ctx context.Context, err error) (again bool, _ error) {
+	switch {
+	case errors.Is(err, ErrLeft) && s.leaving.decided.Load():
+		s.cfg.Log.Info("this server has left the cluster", "server", s.cfg.NodeName)
+		return false, nil
+	case errors.Is(err, errRecover):
+		return s.recoverNow(ctx)
+	case errors.Is(err, etcd.ErrRemoved) && ctx.Err() == nil && s.home != nil && !s.leaving.decided.Load():
+		where, err := s.home.aside("removed", time.Now())
+		if err != nil {
+			return false, err
+		}
+		s.cfg.Log.Warn("the cluster went on without this server, which joins it anew; the data that it had stays where it can be looked into",
+			"server", s.cfg.NodeName, "data", where)
+		return true, nil
+	}
+	return false, err
+}
+
+// lacksData tells whether this server has to get the cluster's state from others.
+func (s *Server) lacksData() bool {
+	return len(s.cfg.EtcdEndpoints) == 0 && !etcd.HasData(s.home.path("etcd"))
+}
+
+const (
+	// returnAttempt bounds one attempt to come back by one server, returnPause is between rounds over all of them.
+	returnAttempt = 20 * time.Second
+	returnPause   = time.Second
+	// returnSay is how often it is said that none takes this server in.
+	returnSay = 30 * time.Second
+)
+
+// comeBack joins the cluster anew, by the key that this server has, as long as it takes until another server takes it in.
+func (s *Server) comeBack(ctx context.Context) error {
+	keeper, err := s.serverCertificate()
+	if err != nil {
+		return err
+	}
+	entrances := s.entrances()
+	if len(entrances) == 0 {
+		return fmt.Errorf("etcd's data in %s is gone, and no other server is known from which to get it: put back a backup of it, or remove %s to begin anew",
+			s.home.path("etcd"), s.home.dir)
+	}
+	request := join.ServerRequest{Name: s.cfg.NodeName, PeerURL: s.peerURL(), Version: apiserver.KubernetesVersion, Reads: []string{join.ReadsEncryption}}
+	said := time.Time{}
+	for {
+		for _, url := range entrances {
+			attempt, cancel := context.WithTimeout(ctx, returnAttempt)
+			joined, err := join.Server(attempt, join.Options{URL: url, CA: s.pki.Cluster.PEM(), Certificate: keeper.GetClientCertificate}, request)
+			cancel()
+			switch {
+			case err == nil:
+				s.cfg.Log.Info("this server joins the cluster anew", "by", url)
+				return s.keepMembers(joined.Members)
+			case join.Refused(err, join.CodeConflict), join.Refused(err, join.CodeUnknownToken):
+				return fmt.Errorf("come back to the cluster by %s: %w", url, err)
+			case time.Since(said) > returnSay:
+				s.cfg.Log.Warn("no server takes this one in yet", "server", url, "error", err)
+			}
+		}
+		if time.Since(said) > returnSay {
+			said = time.Now()
+		}
+		if !run.Pause(ctx, returnPause) {
+			return ctx.Err()
+		}
+	}
+}
+
+// entrances are the other servers, as far as is known, and where one of them may be.
+func (s *Server) entrances() []string {
+	own := s.ownURL()
+	var urls []string
+	add := func(url string) {
+		if url != "" && url != own && !slices.Contains(urls, url) {
+			urls = append(urls, url)
+		}
+	}
+	for _, url := range s.others {
+		add(url)
+	}
+	add(s.cfg.Join)
+	add(s.virtualURL())
+	return urls
+}
+
+// removedServers is the ConfigMap in kube-system with the servers that an administrator removed, and when. They must not come back
+// by themselves.
+const removedServers = "barque-removed-servers"
+
+// mayReturn refuses a server that comes by its key after an administrator removed it.
+func (s *Server) mayReturn(ctx context.Context, name string) error {
+	var list corev1.ConfigMap
+	if err := s.catchUp(ctx); err != nil {
+		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)
+	}
+	err := s.client.Get(ctx, ctrlclient.ObjectKey{Namespace: metav1.NamespaceSystem, Name: removedServers}, &list)
+	if ctrlclient.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)
+	}
+	if when, ok := list.Data[name]; ok {
+		return fmt.Errorf("%w: server %s was removed from the cluster by an administrator at %s: to take it in again, remove its data directory and join with a token",
+			join.ErrConflict, name, when)
+	}
+	return nil
+}
+
+// ban notes that a server must not come back by itself.
+func (s *Server) ban(ctx context.Context, name string) error {
+	when := time.Now().UTC().Format(time.RFC3339)
+	return s.changeRemoved(ctx, func(list map[string]string) { list[name] = when })
+}
+
+// unban forgets that.
+func (s *Server) unban(ctx context.Context, name string) error {
+	return s.changeRemoved(ctx, func(list map[string]string) { delete(list, name) })
+}
+
+// changeRemoved changes the list of removed servers, which is made if need be.
+func (s *Server) changeRemoved(ctx context.Context, change func(map[string]string)) error {
+	c := s.client.WithFieldManager(serverManager)
+	for {
+		list := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: removedServers}}
+		err := c.Get(ctx, ctrlclient.ObjectKeyFromObject(&list), &list)
+		missing := apierrors.IsNotFound(err)
+		if err != nil && !missing {
+			return fmt.Errorf("read which servers were removed: %w", err)
+		}
+		before := len(list.Data)
+		if list.Data == nil {
+			list.Data = map[string]string{}
+		}
+		change(list.Data)
+		switch {
+		case len(list.Data) == before && before == 0:
+			return nil
+		case missing:
+			err = c.Create(ctx, &list)
+		default:
+			err = c.Update(ctx, &list)
+		}
+		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("note which servers were removed: %w", err)
+		}
+		return nil
+	}
+}
+
+// removeDead removes servers that are gone for good, while this one leads.
+func (s *Server) removeDead(ctx context.Context) error {
+	return s.membership.RemoveDead(ctx, membership.WatchConfig{
+		Grace: s.cfg.RemoveDeadAfter, Ask: s.askServer,
+		Removed: func(ctx context.Context, name string) { s.tidy(ctx, name) },
+	})
+}
+
+// askServer has another server tell whom it reaches.
+func (s *Server) askServer(ctx context.Context, m etcd.MemberInfo) ([]uint64, error) {
+	for _, p := range s.peers() {
+		if p.Name == m.Name {
+			return membership.AskOver(ctx, s.peerClient, p.URL)
+		}
+	}
+	return nil, errors.New("its address is not known")
+}
+
+// serversControl is what administrators see and do of the servers.
+func (s *Server) serversControl() *membership.Control {
+	return membership.NewControl(membership.ControlConfig{
+		Membership: s.membership, Grace: s.cfg.RemoveDeadAfter, Banned: s.ban, Removed: s.afterRemoval,
+		MayAsk: func(r *http.Request) bool { return s.returning(r) != "" }, Log: s.cfg.Log,
+	})
+}
+
+// tidy takes away what a removed server left: clients and other servers must not look for it any more.
+func (s *Server) tidy(ctx context.Context, name string) {
+	lease := s.identityLease(name)
+	if err := s.client.Delete(ctx, lease); ctrlclient.IgnoreNotFound(err) != nil {
+		s.cfg.Log.Warn("the identity of a server that was removed stays", "server", name, "error", err)
+	}
+}
+
+// afterRemoval tidies up after a server that an administrator removed, and says what is left to do. Its node goes too if
+// the cluster knows for sure that nothing runs there any more.
+func (s *Server) afterRemoval(ctx context.Context, name string) []string {
+	s.tidy(ctx, name)
+	var node corev1.Node
+	if err := s.client.Get(ctx, ctrlclient.ObjectKey{Name: name}, &node); err != nil {
+		return nil //nolint:nilerr // it was no node
+	}
+	lost := slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
+	if lost {
+		if err := s.deleteNode(ctx, name); err == nil {
+			return nil
+		}
+	}
+	return []string{fmt.Sprintf("its node stays, since pods may still run there: once its machine is off, run `kubectl delete node %s`", name)}
+}
