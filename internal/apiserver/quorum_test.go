@@ -24,11 +24,11 @@ func TestWithoutQuorum(t *testing.T) {
 	c := startOn(t, members.Member(0), nil)
 	c.wait(t)
 	admin := c.admin(t)
-	get := func() (answer, bool) {
+	ask := func(query string) (answer, bool) {
 		t.Helper()
 		fresh := false
 		trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { fresh = !i.Reused }})
-		req, err := http.NewRequestWithContext(trace, "GET", c.url+"/api/v1/namespaces/default", nil)
+		req, err := http.NewRequestWithContext(trace, "GET", c.url+"/api/v1/namespaces"+query, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,9 +43,20 @@ func TestWithoutQuorum(t *testing.T) {
 		}
 		return answer{resp.StatusCode, resp.Header, string(b)}, fresh
 	}
+	get := func() (answer, bool) { return ask("/default") }
 	if a, _ := get(); a.code != http.StatusOK {
 		t.Fatalf("with a quorum: %d", a.code)
 	}
+	stale := func(lost bool) {
+		t.Helper()
+		for _, query := range []string{"/default?resourceVersion=0", "?resourceVersion=0", "?resourceVersion=1&watch=1&timeoutSeconds=1"} {
+			a, _ := ask(query)
+			if w := a.header.Get("Warning"); a.code != http.StatusOK || strings.HasPrefix(w, `299 - "stale: `) != lost {
+				t.Errorf("GET %s: %d, warning %q; the quorum is lost: %t", query, a.code, w, lost)
+			}
+		}
+	}
+	stale(false)
 	members.Crash(1)
 	members.Crash(2)
 
@@ -68,6 +79,7 @@ func TestWithoutQuorum(t *testing.T) {
 		}
 		return nil
 	})
+	stale(true)
 	if again == 0 {
 		t.Error("nobody was told to try again when the quorum was lost")
 	}

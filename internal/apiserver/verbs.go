@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+	"k8s.io/apiserver/pkg/warning"
 
 	"barque.dev/internal/apiserver/registry"
 )
@@ -83,6 +85,9 @@ func (x *exchange) get() (answer, error) {
 		return answer{}, err
 	}
 	result, err := x.server.registry.Get(x.req.Context(), x.target, opts)
+	if err == nil {
+		x.server.warnIfStale(x.req.Context(), opts.ResourceVersion)
+	}
 	return answer{code: http.StatusOK, result: result}, err
 }
 
@@ -106,7 +111,18 @@ func (x *exchange) list() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	x.server.warnIfStale(x.req.Context(), opts.ResourceVersion)
 	return answer{code: http.StatusOK, page: pageOf(list)}, nil
+}
+
+// warnIfStale marks an answer that did not have to be as new as possible, and can't be: this server has lost the others.
+func (s *Server) warnIfStale(ctx context.Context, version string) {
+	if version == "" {
+		return // it is as new as possible, or there is no answer
+	}
+	if err := s.registry.Stale(); err != nil {
+		warning.AddWarning(ctx, "", fmt.Sprintf("stale: this server can't tell whether there is anything newer (%v)", err))
+	}
 }
 
 func (x *exchange) create() (answer, error) {

@@ -72,6 +72,7 @@ func (s *Server) watch(w http.ResponseWriter, req *http.Request, o operation) er
 		return err
 	}
 	defer source.Close()
+	s.warnIfStale(req.Context(), opts.ResourceVersion)
 	// A client that has stopped reading holds its watch no longer than one that reads.
 	deadline := time.Now().Add(timeout + time.Minute)
 	if isWebSocket(req) {

@@ -25,9 +25,16 @@ func (c *Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig"
 
 // writeKubeconfig copies the first server's, which every server writes alike.
 func (c *Cluster) writeKubeconfig() error {
-	data, err := os.ReadFile(filepath.Join(c.Machines[0].DataDir(), "kubeconfig"))
+	first := c.Machines[0]
+	for _, m := range c.Machines {
+		if m.Role == RoleServer && m.joined() && !m.left() {
+			first = m
+			break
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(first.DataDir(), "kubeconfig"))
 	if err != nil {
-		return fmt.Errorf("read the kubeconfig of %s: %w", c.Machines[0].Name, err)
+		return fmt.Errorf("read the kubeconfig of %s: %w", first.Name, err)
 	}
 	if err := os.WriteFile(c.Kubeconfig(), data, 0o600); err != nil {
 		return fmt.Errorf("write the kubeconfig: %w", err)
@@ -217,7 +224,7 @@ func whyNoPods(n *corev1.Node) string {
 
 func (c *Cluster) missing(seen map[string]bool) (names []string) {
 	for _, m := range c.Machines {
-		if !seen[m.Name] {
+		if !seen[m.Name] && !m.left() {
 			names = append(names, m.Name)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -130,7 +131,12 @@ func (c *Cluster) undo(ctx context.Context, cause error) error {
 // joining it, all at once.
 func (c *Cluster) startAll(ctx context.Context, o Options) error {
 	started := time.Now()
-	rest := c.Machines
+	rest := slices.DeleteFunc(slices.Clone(c.Machines), func(m *Machine) bool {
+		if m.left() {
+			o.Progress("%s has left the cluster: remove %s to have it join again", m.Name, m.DataDir())
+		}
+		return m.left()
+	})
 	if !c.founded() {
 		first := c.Machines[0]
 		o.Progress("starting %s (%s), the first master", first.Name, first.IP)
@@ -152,7 +158,7 @@ func (c *Cluster) startAll(ctx context.Context, o Options) error {
 // nobody can join.
 func (c *Cluster) reviveMembers(ctx context.Context, o Options) error {
 	for _, m := range c.Machines {
-		if m.Role == RoleServer && m.joined() && !m.Running() {
+		if m.Role == RoleServer && m.joined() && !m.left() && !m.Running() {
 			o.Progress("restarting %s (%s)", m.Name, m.IP)
 			if err := c.start(ctx, o, m, ""); err != nil {
 				return err

@@ -46,6 +46,12 @@ func (m *Machine) joined() bool {
 	return err == nil
 }
 
+// left tells whether the machine left the cluster by `barque leave`, and still has its data.
+func (m *Machine) left() bool {
+	_, err := os.Stat(filepath.Join(m.DataDir(), "left"))
+	return err == nil
+}
+
 // founded tells whether any server has been a member: a second founding would make a second
 // cluster.
 func (c *Cluster) founded() bool {

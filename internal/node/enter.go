@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -118,8 +119,18 @@ func (s *Server) keepMembers(list []join.Member) error {
 	return os.WriteFile(s.home.path("members.json"), members, 0o600)
 }
 
+// maxKnown bounds how many servers' URLs are remembered.
+const maxKnown = 16
+
 // keepFacts writes down what all servers must agree on, for the next start.
 func (s *Server) keepFacts(f join.Facts) error {
+	// Servers that stopped are known too: this one may be the last to stop, and the first to come back.
+	for _, url := range s.others {
+		if len(f.Servers) < maxKnown && !slices.Contains(f.Servers, url) {
+			f.Servers = append(f.Servers, url)
+		}
+	}
+	s.others = f.Servers
 	data, err := json.Marshal(f)
 	if err != nil {
 		return err

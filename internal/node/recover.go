@@ -112,8 +112,12 @@ const recoverPoll = 500 * time.Millisecond
 // awaitRecovered waits until the server leads itself.
 func awaitRecovered(ctx context.Context, dir string) error {
 	for {
-		plan, err := PlanRecovery(ctx, dir)
-		if err == nil && plan.Runs && plan.Quorum && len(plan.Dropped) == 0 {
+		var plan RecoverPlan
+		result, err := tell(ctx, dir, orderPlan, nil, func(string) {})
+		if err == nil {
+			err = json.Unmarshal(result, &plan)
+		}
+		if err == nil && plan.Quorum {
 			return nil
 		}
 		select {

@@ -112,8 +112,19 @@ func (s *Server) entrances() []string {
 // by themselves.
 const removedServers = "barque-removed-servers"
 
-// mayReturn refuses a server that comes by its key after an administrator removed it.
-func (s *Server) mayReturn(ctx context.Context, name string) error {
+// mayReturn refuses a server that comes by its key after an administrator removed it, or after another machine took
+// its place.
+func (s *Server) mayReturn(ctx context.Context, req join.ServerRequest) error {
+	name := req.Name
+	if s.membership == nil {
+		return nil
+	}
+	for _, m := range s.membership.List() {
+		if m.Name == name && !slices.Contains(m.PeerURLs, req.PeerURL) {
+			return fmt.Errorf("%w: another machine, at %s, has taken the place of server %s: end this one for good, or remove its data directory and let it join with a token and another name",
+				join.ErrConflict, m.PeerURLs, name)
+		}
+	}
 	var list corev1.ConfigMap
 	if err := s.catchUp(ctx); err != nil {
 		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)

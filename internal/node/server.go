@@ -143,8 +143,10 @@ func (s *Server) run(ctx context.Context, ready func()) (err error) {
 
 // reason is why the services were stopped; nil when the process was told to stop.
 func (s *Server) reason(ctx context.Context) error {
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
+	for _, own := range []error{ErrLeft, errRecover} {
+		if errors.Is(context.Cause(ctx), own) {
+			return own
+		}
 	}
 	return nil
 }

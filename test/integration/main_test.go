@@ -106,6 +106,7 @@ type cluster struct {
 	*local.Cluster
 	dir     string
 	servers int
+	agents  int
 }
 
 // up starts a cluster in a directory of its own; its name is short since sockets are in it.
@@ -150,7 +151,7 @@ func (c *cluster) heal(flags ...string) error {
 		fmt.Printf("  up %5.1fs  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
 	}
 	lc, err := local.Up(ctx, local.Options{
-		Dir: c.dir, Servers: c.servers, Program: program, ServerFlags: flags, Progress: progress, Log: slog.Default(),
+		Dir: c.dir, Servers: c.servers, Agents: c.agents, Program: program, ServerFlags: flags, Progress: progress, Log: slog.Default(),
 	})
 	if lc != nil {
 		c.Cluster = lc

@@ -63,6 +63,10 @@ func (r *Registry) CatchUp(ctx context.Context) error {
 	return nil
 }
 
+// Stale says why what the image holds may be older than what other servers have acknowledged, and can't be made as new as
+// that now; nil when it can.
+func (r *Registry) Stale() error { return r.store.Healthy() }
+
 // reach waits until the image is as new as a read asks for: "" is every write acknowledged
 // before, "0" is whatever there is, another is at least that version.
 func (r *Registry) reach(ctx context.Context, req Request, version string) error {

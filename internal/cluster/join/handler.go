@@ -46,7 +46,7 @@ type HandlerConfig struct {
 	// Returning names the server that a request comes from by its certificate, which does instead of a token; "" is
 	// nobody. MayReturn refuses one; its errors may wrap ErrTryAgain or ErrConflict. Both may be nil.
 	Returning func(r *http.Request) string
-	MayReturn func(ctx context.Context, name string) error
+	MayReturn func(ctx context.Context, req ServerRequest) error
 	// AddMember adds a server to etcd as a learner, or finds it there when it has been added
 	// before, and returns all members. It may be nil when etcd runs elsewhere. Its errors
 	// may wrap ErrTryAgain or ErrConflict.
@@ -124,9 +124,6 @@ func (h *Handler) guarded(usage Usage, next answer) http.HandlerFunc {
 		defer cancel()
 		log := h.config.Log.With("usage", usage, "remote", r.RemoteAddr)
 		token, refusal := h.authenticate(ctx, r, usage)
-		if refusal == nil && usage == UsageServer {
-			refusal = h.mayReturn(ctx, r)
-		}
 		if refusal != nil {
 			log.Warn("machine refused", "reason", refusal.Code)
 			refuse(w, refusal)
@@ -157,15 +154,18 @@ func (h *Handler) returning(r *http.Request) string {
 	return h.config.Returning(r)
 }
 
-func (h *Handler) mayReturn(ctx context.Context, r *http.Request) *Refusal {
+// mayReturn refuses who comes back by a certificate, under another name or for a reason of the configuration's.
+func (h *Handler) mayReturn(ctx context.Context, r *http.Request, req ServerRequest) error {
 	name := h.returning(r)
-	if name == "" || h.config.MayReturn == nil {
+	switch {
+	case name == "":
+		return nil
+	case req.Name != name:
+		return &Refusal{Code: CodeConflict, Message: fmt.Sprintf("the certificate is that of server %s: another name needs a token, and an empty data directory", name)}
+	case h.config.MayReturn == nil:
 		return nil
 	}
-	if err := h.config.MayReturn(ctx, name); err != nil {
-		return refusalOf(err)
-	}
-	return nil
+	return h.config.MayReturn(ctx, req)
 }
 
 func (h *Handler) authenticate(ctx context.Context, r *http.Request, usage Usage) (Token, *Refusal) {
@@ -199,8 +199,8 @@ func (h *Handler) server(ctx context.Context, r *http.Request) (any, error) {
 	if err := decoder.Decode(&req); err != nil {
 		return nil, &Refusal{Code: CodeBadRequest, Message: fmt.Sprintf("the request to join cannot be read: %v", err)}
 	}
-	if name := h.returning(r); name != "" && req.Name != name {
-		return nil, &Refusal{Code: CodeConflict, Message: fmt.Sprintf("the certificate is that of server %s: another name needs a token, and an empty data directory", name)}
+	if err := h.mayReturn(ctx, r, req); err != nil {
+		return nil, err
 	}
 	if (req.Name == "") != (req.PeerURL == "") {
 		return nil, &Refusal{Code: CodeBadRequest, Message: "a server joins with a name and a peer URL"}

@@ -89,10 +89,13 @@ type cluster struct {
 	server  *httptest.Server
 	added   []join.ServerRequest
 	addErrs []error // taken one by one
-	now     time.Time
-	both    join.Token // usable as server and agent
-	agent   join.Token
-	expired join.Token
+	// returning and mayReturn are the handler's, if set.
+	returning func(*http.Request) string
+	mayReturn func(context.Context, join.ServerRequest) error
+	now       time.Time
+	both      join.Token // usable as server and agent
+	agent     join.Token
+	expired   join.Token
 }
 
 const keys = `{"clusterKey":"secret"}`
@@ -138,13 +141,20 @@ func newCluster(t *testing.T, common string) *cluster {
 			}
 			return nil
 		},
-		Now: func() time.Time { return c.now.Add(time.Minute) },
+		Returning: func(r *http.Request) string {
+			if c.returning == nil {
+				return ""
+			}
+			return c.returning(r)
+		},
+		MayReturn: func(ctx context.Context, req join.ServerRequest) error { return c.mayReturn(ctx, req) },
+		Now:       func() time.Time { return c.now.Add(time.Minute) },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.server = httptest.NewUnstartedServer(handler)
-	c.server.TLS = &tls.Config{Certificates: []tls.Certificate{c.ca.serving(t, common)}}
+	c.server.TLS = &tls.Config{Certificates: []tls.Certificate{c.ca.serving(t, common)}, ClientAuth: tls.RequestClientCert}
 	c.server.StartTLS()
 	t.Cleanup(c.server.Close)
 	return c

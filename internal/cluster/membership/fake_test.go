@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -36,7 +37,11 @@ func (f *fake) Members() []etcd.MemberInfo {
 	return slices.Clone(f.members)
 }
 
-func (f *fake) Reachable(context.Context) map[uint64]bool { return f.alive }
+func (f *fake) Reachable(context.Context) map[uint64]bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.alive)
+}
 
 // did lists the changes that were tried.
 func (f *fake) did() []string {

@@ -139,3 +139,51 @@ func TestJoinReplaceRemove(t *testing.T) {
 		t.Errorf("removal of nobody: %v", err)
 	}
 }
+
+// A member that dies is removed by the leader, whoever that is, and may join again; then it stays.
+func TestTheDeadAreRemoved(t *testing.T) {
+	urls := []string{etcdtest.FreeURL(t), etcdtest.FreeURL(t), etcdtest.FreeURL(t)}
+	servers := []*server{start(t, etcd.Config{Name: "a", DataDir: t.TempDir(), PeerURL: urls[0]})}
+	servers = append(servers, join(t, servers[0], "b", urls[1]), join(t, servers[0], "c", urls[2]))
+	if t.Failed() {
+		return
+	}
+	voters(t, servers[0], 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer func() { cancel(); wg.Wait() }()
+	var mu sync.Mutex
+	alive := map[uint64]*server{}
+	watch := func(s *server) {
+		mu.Lock()
+		alive[s.member.ID()] = s
+		mu.Unlock()
+		wg.Go(func() {
+			_ = s.membership.RemoveDead(ctx, membership.WatchConfig{Grace: time.Second, Ask: func(ctx context.Context, m etcd.MemberInfo) ([]uint64, error) {
+				mu.Lock()
+				other := alive[m.ID]
+				mu.Unlock()
+				if other == nil {
+					return nil, errors.New("it does not answer")
+				}
+				return other.membership.Reached(ctx), nil
+			}})
+		})
+	}
+	for _, s := range servers {
+		watch(s)
+	}
+	dead := servers[2]
+	mu.Lock()
+	delete(alive, dead.member.ID())
+	mu.Unlock()
+	dead.stop()
+	voters(t, servers[0], 2)
+	again := join(t, servers[1], "c", urls[2])
+	if t.Failed() {
+		return
+	}
+	watch(again)
+	voters(t, servers[0], 3)
+	voters(t, again, 3)
+}
