@@ -50,6 +50,9 @@ func (t *target) machines() (names []string, sockets map[string]string, err erro
 	}
 	sockets = map[string]string{}
 	for _, m := range c.Machines {
+		if m.Left() {
+			continue
+		}
 		if sockets[m.Name], err = m.ContainerdSocket(); err != nil {
 			return nil, nil, err
 		}

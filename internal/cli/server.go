@@ -84,9 +84,22 @@ func newServer(s Streams) *cobra.Command {
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}
-		return node.RunServer(cmd.Context(), cfg, func() { cfg.Log.Info("server is ready", "node", cfg.NodeName) })
+		err = node.RunServer(cmd.Context(), cfg, func() { cfg.Log.Info("server is ready", "node", cfg.NodeName) })
+		if errors.Is(err, node.ErrAgain) {
+			return again()
+		}
+		return err
 	}
 	return cmd
+}
+
+// again replaces this process by a new one of the same command line.
+func again() error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	return fmt.Errorf("start %s again: %w", program, syscall.Exec(program, os.Args, os.Environ()))
 }
 
 func newAgent(s Streams) *cobra.Command {

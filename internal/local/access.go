@@ -27,7 +27,7 @@ func (c *Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig"
 func (c *Cluster) writeKubeconfig() error {
 	first := c.Machines[0]
 	for _, m := range c.Machines {
-		if m.Role == RoleServer && m.joined() && !m.left() {
+		if m.Role == RoleServer && m.joined() && !m.Left() {
 			first = m
 			break
 		}
@@ -224,7 +224,7 @@ func whyNoPods(n *corev1.Node) string {
 
 func (c *Cluster) missing(seen map[string]bool) (names []string) {
 	for _, m := range c.Machines {
-		if !seen[m.Name] && !m.left() {
+		if !seen[m.Name] && !m.Left() {
 			names = append(names, m.Name)
 		}
 	}

@@ -132,10 +132,10 @@ func (c *Cluster) undo(ctx context.Context, cause error) error {
 func (c *Cluster) startAll(ctx context.Context, o Options) error {
 	started := time.Now()
 	rest := slices.DeleteFunc(slices.Clone(c.Machines), func(m *Machine) bool {
-		if m.left() {
+		if m.Left() {
 			o.Progress("%s has left the cluster: remove %s to have it join again", m.Name, m.DataDir())
 		}
-		return m.left()
+		return m.Left()
 	})
 	if !c.founded() {
 		first := c.Machines[0]
@@ -158,7 +158,7 @@ func (c *Cluster) startAll(ctx context.Context, o Options) error {
 // nobody can join.
 func (c *Cluster) reviveMembers(ctx context.Context, o Options) error {
 	for _, m := range c.Machines {
-		if m.Role == RoleServer && m.joined() && !m.left() && !m.Running() {
+		if m.Role == RoleServer && m.joined() && !m.Left() && !m.Running() {
 			o.Progress("restarting %s (%s)", m.Name, m.IP)
 			if err := c.start(ctx, o, m, ""); err != nil {
 				return err

@@ -46,8 +46,8 @@ func (m *Machine) joined() bool {
 	return err == nil
 }
 
-// left tells whether the machine left the cluster by `barque leave`, and still has its data.
-func (m *Machine) left() bool {
+// Left tells whether the machine left the cluster by `barque leave`, and still has its data.
+func (m *Machine) Left() bool {
 	_, err := os.Stat(filepath.Join(m.DataDir(), "left"))
 	return err == nil
 }
@@ -159,7 +159,7 @@ func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string
 	}
 	defer func() { _ = logFile.Close() }()
 
-	cmd := exec.Command(o.Program, c.args(o, m, token)...)
+	cmd := exec.Command(o.Program, c.args(ctx, o, m, token)...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "BARQUE_NETNS="+m.NetNS(), "BARQUE_HOSTNAME="+m.Name)
@@ -179,7 +179,7 @@ func (c *Cluster) start(ctx context.Context, o Options, m *Machine, token string
 	return ctx.Err()
 }
 
-func (c *Cluster) args(o Options, m *Machine, token string) []string {
+func (c *Cluster) args(ctx context.Context, o Options, m *Machine, token string) []string {
 	args := []string{"machine", string(m.Role),
 		"--data-dir", m.DataDir(),
 		"--node-name", m.Name,
@@ -194,17 +194,17 @@ func (c *Cluster) args(o Options, m *Machine, token string) []string {
 		if m.Role == RoleAgent {
 			flag = "--server"
 		}
-		args = append(args, flag, c.entrance(), "--token", token)
+		args = append(args, flag, c.entrance(ctx), "--token", token)
 	} else if m.Role == RoleAgent {
 		args = append(args, "--server", c.VIPURL())
 	}
 	return args
 }
 
-// entrance is the URL of a server that machines can join.
-func (c *Cluster) entrance() string {
+// entrance is the URL of a server that machines can join. One that has just been started may still be coming back itself.
+func (c *Cluster) entrance(ctx context.Context) string {
 	for _, m := range c.Machines {
-		if m.Role == RoleServer && m.joined() && m.Running() {
+		if m.Role == RoleServer && m.joined() && m.Running() && c.probe(ctx, m) == nil {
 			return "https://" + netip.AddrPortFrom(m.IP, apiPort).String()
 		}
 	}

@@ -37,7 +37,7 @@ func PrintStatus(ctx context.Context, dir string, w io.Writer) error {
 	statuses := map[string]*machineStatus{}
 	for _, m := range c.Machines {
 		statuses[m.Name] = &machineStatus{process: "stopped", api: "-", node: "-"}
-		if m.left() {
+		if m.Left() {
 			statuses[m.Name].process = "left"
 		}
 		if pid := m.PID(); pid != 0 {
@@ -63,7 +63,7 @@ func PrintStatus(ctx context.Context, dir string, w io.Writer) error {
 			name += " *"
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", name, m.Role, m.IP, s.process, s.api, s.node, s.pods)
-		if m.left() {
+		if m.Left() {
 			continue
 		}
 		if !m.Running() || s.node != "Ready" || m.Role == RoleServer && s.api != "ready" {

@@ -227,16 +227,16 @@ func (s *Server) recoverOrder(_ context.Context, _ json.RawMessage, say say) (an
 }
 
 // recoverNow is the recovery of a server whose services have stopped for it.
-func (s *Server) recoverNow(ctx context.Context) (again bool, _ error) {
+func (s *Server) recoverNow(ctx context.Context) error {
 	h, err := openHome(s.cfg.DataDir)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer h.close()
 	revision, err := h.recover(ctx, s.cfg.Log)
 	if err != nil {
-		return false, fmt.Errorf("recover the cluster: %w", err)
+		return fmt.Errorf("recover the cluster: %w", err)
 	}
 	s.cfg.Log.Warn("the cluster was recovered: it is this server alone now, and the others join anew", "server", s.cfg.NodeName, "revision", revision)
-	return true, nil
+	return ErrAgain
 }

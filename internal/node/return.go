@@ -20,25 +20,27 @@ import (
 	"barque.dev/internal/store/etcd"
 )
 
-// next decides what happens when run has ended with err: whether the server starts again in this process, and if not, what to
-// tell.
-func (s *Server) next(ctx context.Context, err error) (again bool, _ error) {
+// ErrAgain: what was to be done to the data of etcd is done, and the server has to start anew with it.
+var ErrAgain = errors.New("the server has to start again")
+
+// next decides what happens when run has ended with err.
+func (s *Server) next(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, ErrLeft) && s.leaving.decided.Load():
 		s.cfg.Log.Info("this server has left the cluster", "server", s.cfg.NodeName)
-		return false, nil
+		return nil
 	case errors.Is(err, errRecover):
 		return s.recoverNow(ctx)
 	case errors.Is(err, etcd.ErrRemoved) && ctx.Err() == nil && s.home != nil && !s.leaving.decided.Load():
 		where, err := s.home.aside("removed", time.Now())
 		if err != nil {
-			return false, err
+			return err
 		}
 		s.cfg.Log.Warn("the cluster went on without this server, which joins it anew; the data that it had stays where it can be looked into",
 			"server", s.cfg.NodeName, "data", where)
-		return true, nil
+		return ErrAgain
 	}
-	return false, err
+	return err
 }
 
 // lacksData tells whether this server has to get the cluster's state from others.

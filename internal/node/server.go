@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -100,18 +99,14 @@ type Server struct {
 	controllers     *controllers.Runner
 }
 
-// RunServer runs a server until ctx ends. ready is called once it answers requests.
+// RunServer runs a server until ctx ends. ready is called once it answers requests. It returns ErrAgain when
+// the process has to be replaced by a new one of the same command line.
 func RunServer(ctx context.Context, cfg ServerConfig, ready func()) error {
 	etcd.TunePeerStreams()
-	for ready = sync.OnceFunc(ready); ; {
-		s := &Server{cfg: cfg, metrics: prometheus.NewRegistry(), failed: make(chan error, 1), leaving: newLeaving()}
-		s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-		err := orFailure(s.failed, func() error { return s.run(ctx, ready) })
-		again, err := s.next(ctx, err)
-		if !again {
-			return adviseOnEtcd(err, cfg.DataDir)
-		}
-	}
+	s := &Server{cfg: cfg, metrics: prometheus.NewRegistry(), failed: make(chan error, 1), leaving: newLeaving()}
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	err := orFailure(s.failed, func() error { return s.run(ctx, ready) })
+	return adviseOnEtcd(s.next(ctx, err), cfg.DataDir)
 }
 
 // run opens everything, runs the services until ctx ends, and closes what was opened.

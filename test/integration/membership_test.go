@@ -37,7 +37,10 @@ func clusterWith(t *testing.T, agents int, flags ...string) *cluster {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(c.heal(flags...), c.importImages()); err != nil {
+	if err := c.heal(flags...); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.importImages(); err != nil {
 		t.Fatal(err)
 	}
 	return c

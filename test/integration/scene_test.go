@@ -287,6 +287,9 @@ func (c *cluster) importArchive(archive []byte) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, m := range c.Machines {
+		if m.Left() {
+			continue
+		}
 		socket, err := m.ContainerdSocket()
 		if err != nil {
 			return err

@@ -49,15 +49,8 @@ func (m *Member) Run(ctx context.Context) error {
 	}
 }
 
-// Removed tells whether the member has stopped because the cluster goes on without it.
-func (m *Member) Removed() bool {
-	select {
-	case <-m.srv.StopNotify():
-		return !m.closing.Load() // etcd stops for nothing else
-	default:
-		return false
-	}
-}
+// Removed tells whether the member stops, or has, because the cluster goes on without it.
+func (m *Member) Removed() bool { return !m.closing.Load() && m.stopping() } // etcd stops for nothing else
 
 // lastWords hands over what etcd says before it would end the process. Whoever said it is held where it is, as if the
 // process had ended there: what it was about to do next must not happen.

@@ -147,9 +147,28 @@ func (m *Member) Txn(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdse
 }
 
 // Range implements store.Backend.
-func (m *Member) Range(ctx context.Context, req *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
-	resp, err := m.srv.Range(ctx, req)
+func (m *Member) Range(ctx context.Context, req *etcdserverpb.RangeRequest) (resp *etcdserverpb.RangeResponse, err error) {
+	// A member that is removed closes its database under its readers, who panic then.
+	defer func() {
+		if p := recover(); p != nil {
+			if !m.stopping() {
+				panic(p)
+			}
+			resp, err = nil, fmt.Errorf("read etcd: %w: the member stopped", store.ErrUnavailable)
+		}
+	}()
+	resp, err = m.srv.Range(ctx, req)
 	return resp, translate(err)
+}
+
+// stopping tells whether the member stops, or has.
+func (m *Member) stopping() bool {
+	select {
+	case <-m.srv.StoppingNotify():
+		return true
+	default:
+		return false
+	}
 }
 
 // Compact implements store.Backend.
