@@ -207,8 +207,8 @@ func (s *Server) mayRecover() error {
 	switch {
 	case len(s.cfg.EtcdEndpoints) > 0:
 		return errors.New("this cluster's etcd runs outside of it: recover that one")
-	case !s.up.Load():
-		return errors.New("this server is still starting: wait until it is up, or stop it and try again")
+	case !s.opened.Load():
+		return errors.New("this server is still starting: wait a moment, or stop it and try again")
 	}
 	return nil
 }

@@ -64,8 +64,10 @@ type Server struct {
 
 	// failed tells why the embedded etcd can't go on.
 	failed chan error
-	// end stops the services, for a reason that [Server.next] knows what to do about. up: they run.
+	// end stops the services, for a reason that [Server.next] knows what to do about. opened: etcd's data is in use; up: the
+	// services run, for which a node that isn't registered yet needs a quorum.
 	end     func(error)
+	opened  atomic.Bool
 	up      atomic.Bool
 	leaving *leaving
 	control *control
@@ -226,6 +228,7 @@ func (s *Server) openStore(ctx context.Context) error {
 	if s.backend, err = s.openEtcd(ctx); err != nil {
 		return err
 	}
+	s.opened.Store(true)
 	if s.store, err = store.Open(ctx, store.Config{Backend: s.backend, Log: s.cfg.Log}); err != nil {
 		return fmt.Errorf("read the cluster's state: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -288,6 +289,14 @@ func TestRecoverFromTheLossOfTheQuorum(t *testing.T) {
 	}
 	eventually(t, bound, "a stale answer says so", func() error { return staleAnswer(t.Context(), config) })
 
+	// Somebody who does not know what to do starts it again. It does not get far, and can be told all the same.
+	c.restart(t, survivor)
+	eventually(t, bound, "the survivor is there again", func() error {
+		if code, out := c.tryBarque(t, "recover", "--dry-run", "--data-dir", survivor.DataDir()); code != 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
 	c.refuses(t, 1, "nothing was changed", "recover", "--data-dir", survivor.DataDir())
 	if code, out := c.tryBarque(t, "recover", "--yes", "--data-dir", survivor.DataDir()); code != 0 || !strings.Contains(out, "recovered: server "+survivor.Name) {
 		t.Fatal("it does not recover")
@@ -332,6 +341,43 @@ func TestRecoverFromTheLossOfTheQuorum(t *testing.T) {
 	for _, m := range c.Machines {
 		c.has(t, m, "before-0")
 	}
+}
+
+// restart kills a machine's process and starts it again as it was, whether it gets ready or not.
+func (c *cluster) restart(t *testing.T, m *local.Machine) {
+	t.Helper()
+	proc := fmt.Sprintf("/proc/%d/", m.PID())
+	line, err := os.ReadFile(proc + "cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := os.ReadFile(proc + "cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, group, _ := strings.Cut(strings.TrimSpace(string(groups)), "0::")
+	dir, err := os.Open("/sys/fs/cgroup" + group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	log, err := os.OpenFile(m.LogFile(), os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	args := strings.Split(strings.Trim(string(line), "\x00"), "\x00")
+	cmd := exec.Command(program, append([]string{"machine"}, args[1:]...)...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
+	cmd.Env = append(os.Environ(), "BARQUE_NETNS="+m.NetNS(), "BARQUE_HOSTNAME="+m.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = cmd.Wait() }() // it ends with its cluster
 }
 
 // staleAnswer asks a server without a quorum for what need not be new.

@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,6 +116,7 @@ func (c *Control) list(w http.ResponseWriter, r *http.Request) {
 			Answers: alive[mb.ID],
 		})
 	}
+	slices.SortFunc(list.Servers, func(a, b Server) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
 	c.answer(w, list)
 }
 

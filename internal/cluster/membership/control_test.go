@@ -35,8 +35,8 @@ func TestControlLists(t *testing.T) {
 		t.Fatal(code, err)
 	}
 	want := membership.List{Grace: time.Hour, Servers: []membership.Server{
-		{Name: "a", ID: "1", Peer: "http://a", Leader: true, Answers: true}, {Name: "b", ID: "2", Peer: "http://b", Answers: true},
-		{Name: "c", ID: "3", Peer: "http://c"}, {ID: "4", Peer: "http://d", Learner: true},
+		{ID: "4", Peer: "http://d", Learner: true}, {Name: "a", ID: "1", Peer: "http://a", Leader: true, Answers: true},
+		{Name: "b", ID: "2", Peer: "http://b", Answers: true}, {Name: "c", ID: "3", Peer: "http://c"},
 	}}
 	if !slices.Equal(list.Servers, want.Servers) || list.Grace != want.Grace || list.Spare != 0 {
 		t.Errorf("%+v", list)
