@@ -358,8 +358,8 @@ func (c *cluster) restart(t *testing.T, m *local.Machine) {
 	if err := m.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_, group, _ := strings.Cut(strings.TrimSpace(string(groups)), "0::")
-	dir, err := os.Open("/sys/fs/cgroup" + group)
+	_, group, _ := strings.Cut("\n"+strings.TrimSpace(string(groups)), "\n0::")
+	dir, err := os.Open(unified(t) + group)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,6 +378,22 @@ func (c *cluster) restart(t *testing.T, m *local.Machine) {
 		t.Fatal(err)
 	}
 	go func() { _ = cmd.Wait() }() // it ends with its cluster
+}
+
+// unified is where the unified hierarchy of control groups is mounted.
+func unified(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "cgroup2" {
+			return fields[1]
+		}
+	}
+	t.Fatal("there is no unified hierarchy of control groups")
+	return ""
 }
 
 // staleAnswer asks a server without a quorum for what need not be new.
