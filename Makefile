@@ -41,7 +41,7 @@ test: build unit integration portability clients differential conformance-smoke 
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =
 unit: programs
-	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/... ./test/probe/... ./test/plane/... ./test/objects/... ./test/differential/...)
+	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/... ./test/plane/... ./test/objects/... ./test/differential/...)
 
 integration: build
 	$(GO) test -timeout 25m -count=1 -parallel 8 ./test/integration/...

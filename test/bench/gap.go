@@ -11,8 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
+	"barque.dev/internal/drill/probe"
 	"barque.dev/internal/local"
-	"barque.dev/test/probe"
 	"barque.dev/test/report"
 )
 

@@ -9,8 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"barque.dev/internal/drill/probe"
 	at "barque.dev/test/plane"
-	"barque.dev/test/probe"
 	"barque.dev/test/report"
 )
 
