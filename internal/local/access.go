@@ -117,6 +117,20 @@ func (c *Cluster) awaitMember(ctx context.Context) {
 	}
 }
 
+// ServersReady tells which server that should run does not say that it is ready, which it does only
+// while it has a quorum; nil if all do.
+func (c *Cluster) ServersReady(ctx context.Context) error {
+	for _, m := range c.Machines {
+		if m.Role != RoleServer {
+			continue
+		}
+		if err := c.probe(ctx, m); err != nil {
+			return fmt.Errorf("%s is not ready: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
 // createToken makes a token for the machines that `up` starts.
 func (c *Cluster) createToken(ctx context.Context) (token string, err error) {
 	err = c.throughAny(func(client kubernetes.Interface, config *rest.Config) error {

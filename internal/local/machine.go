@@ -302,3 +302,40 @@ func (m *Machine) lastWords() string {
 	}
 	return lines[len(lines)-1]
 }
+
+// Signal sends a signal to the machine's process, such as SIGSTOP and SIGCONT. It is an error if none
+// runs.
+func (m *Machine) Signal(s syscall.Signal) error {
+	pid := m.PID()
+	if pid == 0 {
+		return fmt.Errorf("send %s to %s: its process does not run", s, m.Name)
+	}
+	if err := syscall.Kill(pid, s); err != nil {
+		return fmt.Errorf("send %s to %s: %w", s, m.Name, err)
+	}
+	return nil
+}
+
+// Stop asks the machine's process to end, as a service manager does, and waits until it has. `barque up`
+// starts it again.
+func (m *Machine) Stop(ctx context.Context) error {
+	pid := m.PID()
+	if pid == 0 {
+		return nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("stop %s: %w", m.Name, err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := processStart(pid); err != nil {
+			return nil //nolint:nilerr // it has ended
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("stop %s: process %d does not end: %w", m.Name, pid, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

@@ -193,6 +193,22 @@ func (m *Machine) unplug() error {
 	return nil
 }
 
+// SetCable pulls the plug of the machine's cable, or puts it back; the machine goes on.
+func (m *Machine) SetCable(in bool) error {
+	link, err := netlink.LinkByName(m.link())
+	if err != nil {
+		return fmt.Errorf("find %s's cable: %w", m.Name, err)
+	}
+	set := netlink.LinkSetDown
+	if in {
+		set = netlink.LinkSetUp
+	}
+	if err := set(link); err != nil {
+		return fmt.Errorf("plug %s's cable (in: %t): %w", m.Name, in, err)
+	}
+	return nil
+}
+
 // EnterMachine moves the calling process into the network namespace and gives it the host name
 // that the environment names; it must run on the main thread, before any other goroutine that
 // matters, and be followed by exec.

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -26,23 +25,15 @@ import (
 // plugged pulls the machine's cable, or puts it back; the machine goes on.
 func (c *cluster) plugged(t testing.TB, m *local.Machine, in bool) {
 	t.Helper()
-	link, err := netlink.LinkByName(fmt.Sprintf("bq%s-%d", c.ID, m.Index))
-	if err != nil {
-		t.Fatal(err)
-	}
-	set := netlink.LinkSetDown
-	if in {
-		set = netlink.LinkSetUp
-	}
-	if err := set(link); err != nil {
+	if err := m.SetCable(in); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func signal(t testing.TB, m *local.Machine, s syscall.Signal) {
 	t.Helper()
-	if err := syscall.Kill(m.PID(), s); err != nil {
-		t.Fatalf("%s of %s: %v", s, m.Name, err)
+	if err := m.Signal(s); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -21,8 +21,13 @@ type Recorder struct {
 }
 
 // NewRecorder begins a history of at most so many entries: operations, objects in lists, events.
-func NewRecorder(start int64, limit int) *Recorder {
-	return &Recorder{began: time.Now(), limit: limit, history: History{Start: start}}
+func NewRecorder(limit int) *Recorder { return &Recorder{began: time.Now(), limit: limit} }
+
+// Start takes a revision at which there is no object yet, and after which every watcher sees all.
+func (r *Recorder) Start(revision int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.history.Start = revision
 }
 
 // Now is the time since the history began, by a clock that never jumps.

@@ -1,0 +1,140 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fake is a machine that writes down what is done to it.
+type fake struct {
+	name string
+	ip   netip.Addr
+	mu   *sync.Mutex
+	done *[]string
+}
+
+func (m fake) did(format string, args ...any) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	*m.done = append(*m.done, m.name+" "+fmt.Sprintf(format, args...))
+	return nil
+}
+
+func (m fake) String() string                 { return m.name }
+func (m fake) Address() netip.Addr            { return m.ip }
+func (m fake) Kill() error                    { return m.did("kill") }
+func (m fake) Stop(context.Context) error     { return m.did("stop") }
+func (m fake) PowerOff(context.Context) error { return m.did("off") }
+func (m fake) Signal(s syscall.Signal) error  { return m.did("%v", s) }
+func (m fake) SetCable(in bool) error         { return m.did("cable %t", in) }
+func (m fake) Deafen(from []netip.Addr) error { return m.did("deaf %v", from) }
+func (m fake) start(context.Context) error    { return m.did("start") }
+
+func cluster() (Cluster, *[]string) {
+	var mu sync.Mutex
+	done := &[]string{}
+	m := func(i int) fake {
+		return fake{fmt.Sprint("s", i), netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), &mu, done}
+	}
+	return Cluster{Leader: m(2), Followers: []Machine{m(1), m(3)}, Start: fake{"all", netip.Addr{}, &mu, done}.start}, done
+}
+
+// TestKinds: each fault strikes those that it names, and is taken away again.
+func TestKinds(t *testing.T) {
+	want := map[string][2]string{
+		"kill-leader":      {"s2 kill", "all start"},
+		"kill-follower":    {"s3 kill", "all start"},
+		"kill-two":         {"s2 kill, s3 kill", "all start"},
+		"kill-all":         {"s1 kill, s2 kill, s3 kill", "all start"},
+		"restart-leader":   {"s2 stop", "all start"},
+		"restart-follower": {"s3 stop", "all start"},
+		"lose-leader":      {"s2 off", "all start"},
+		"freeze-leader":    {"s2 stopped (signal)", "s2 continued"},
+		"cut-leader":       {"s2 cable false", "s2 cable true"},
+		"split-leader":     {"s1 deaf [10.0.0.2], s2 deaf [10.0.0.1 10.0.0.3], s3 deaf [10.0.0.2]", "s1 deaf [], s2 deaf [], s3 deaf []"},
+		"mute-leader":      {"s1 deaf [10.0.0.2], s3 deaf [10.0.0.2]", "s1 deaf [], s3 deaf []"},
+	}
+	for _, k := range Kinds() {
+		c, done := cluster()
+		f, err := k.On(c, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		take := func() string {
+			all := slices.Sorted(slices.Values(*done))
+			*done = nil
+			return strings.Join(all, ", ")
+		}
+		if err := f.Strike(t.Context()); err != nil {
+			t.Errorf("%s: %v", k.Name, err)
+		}
+		struck := take()
+		if err := f.Heal(t.Context()); err != nil {
+			t.Errorf("%s: %v", k.Name, err)
+		}
+		if got := [2]string{struck, take()}; got != want[k.Name] {
+			t.Errorf("%s does %q, want %q", k.Name, got, want[k.Name])
+		}
+		for _, name := range f.Hit() {
+			if !strings.Contains(struck, name) && !strings.Contains(struck, "10.0.0."+name[1:]) {
+				t.Errorf("%s says that it hits %s, and did %s", k.Name, name, struck)
+			}
+		}
+	}
+	if len(Kinds()) != len(want) {
+		t.Errorf("%d kinds, %d expected", len(Kinds()), len(want))
+	}
+	if _, err := Kinds()[0].On(Cluster{}, 0); err == nil {
+		t.Error("a fault without machines was made")
+	}
+}
+
+func TestChoose(t *testing.T) {
+	some, err := Choose([]string{"cut-leader", "kill-all"})
+	if err != nil || len(some) != 2 || some[0].Name != "kill-all" {
+		t.Errorf("%v, %v", some, err)
+	}
+	if all, err := Choose(nil); err != nil || len(all) != len(Kinds()) {
+		t.Errorf("%d, %v", len(all), err)
+	}
+	if _, err := Choose([]string{"kill-everyone"}); err == nil || !strings.Contains(err.Error(), "kill-leader, kill-follower") {
+		t.Errorf("a fault that there is not: %v", err)
+	}
+}
+
+// TestPlan: a seed says it all, and each kind comes as often as the others.
+func TestPlan(t *testing.T) {
+	say := func(seed uint64) (all []string) {
+		p := NewPlan(seed, Kinds())
+		for range 5 * len(Kinds()) {
+			s := p.Next()
+			if s.Hold < 2*time.Second || s.Hold >= 5*time.Second || s.Follower < 0 {
+				t.Fatalf("step %+v", s)
+			}
+			all = append(all, fmt.Sprint(s.Kind.Name, s.Follower, s.Hold))
+		}
+		return all
+	}
+	if !slices.Equal(say(7), say(7)) {
+		t.Error("the same seed says different things")
+	}
+	if slices.Equal(say(7), say(8)) {
+		t.Error("different seeds say the same")
+	}
+	count := map[string]int{}
+	for p, i := NewPlan(3, Kinds()), 0; i < 4*len(Kinds()); i++ {
+		count[p.Next().Kind.Name]++
+	}
+	for name, n := range count {
+		if n != 4 {
+			t.Errorf("%s comes %d times, want 4", name, n)
+		}
+	}
+}
