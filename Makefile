@@ -66,6 +66,17 @@ clients: build ## what others point at a Kubernetes API: controller-runtime's ow
 bench: build ## all of docs/benchmarks.md; ROWS=gap,idle measures these alone, N=10 so often
 	$(GO) run ./test/bench $(if $(ROWS),-only $(ROWS)) $(if $(N),-n $(N))
 
+# Reports are kept: each drill has a directory of its own unless REPORT names one.
+DRILL_REPORT = $(or $(REPORT),.cache/drill/$(shell date -u +%Y%m%d-%H%M%S))
+
+drill: build ## faults strike a cluster of its own for DURATION=30m, by SEED=7; FAULTS=kill-leader,cut-leader SERVERS=5 REPORT=dir
+	bin/barque drill --duration $(or $(DURATION),30m) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SERVERS),--servers $(SERVERS)) --report $(DRILL_REPORT)
+
+drill-smoke: build ## three faults, in about a minute
+	bin/barque drill --seed $(or $(SEED),1) --duration 0s --faults kill-leader,freeze-leader,cut-leader --report $(DRILL_REPORT)
+
+.PHONY: drill drill-smoke
+
 # Stock's programs come from a module of its own, so that their dependencies stay out of ours.
 stock: stock-api
 	cd test/sidebyside && $(GO) build -o ../../.cache/stock/ k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler k8s.io/kubernetes/cmd/kubelet

@@ -25,16 +25,19 @@ func (m localMachine) String() string { return m.Name }
 
 func (m localMachine) Address() netip.Addr { return m.IP }
 
-// Deafen drops packets as they arrive, before anything else looks at them, so that neither side is told.
-func (m localMachine) Deafen(from []netip.Addr) error {
-	ns, err := netns.GetFromName(m.NetNS())
+func (m localMachine) Deafen(from []netip.Addr) error { return deafen(m.NetNS(), from) }
+
+// deafen drops packets as they arrive in a network namespace, before anything else looks at them, so that
+// neither side is told.
+func deafen(namespace string, from []netip.Addr) error {
+	ns, err := netns.GetFromName(namespace)
 	if err != nil {
-		return fmt.Errorf("find %s's network namespace: %w", m.Name, err)
+		return fmt.Errorf("find network namespace %s: %w", namespace, err)
 	}
 	defer func() { _ = ns.Close() }()
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
 	if err != nil {
-		return fmt.Errorf("speak to nftables of %s: %w", m.Name, err)
+		return fmt.Errorf("speak to nftables of %s: %w", namespace, err)
 	}
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
 	// To add what is there changes nothing, and so it can be deleted whether it was there or not.
@@ -52,7 +55,7 @@ func (m localMachine) Deafen(from []netip.Addr) error {
 		}
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("change the packet filter of %s: %w", m.Name, err)
+		return fmt.Errorf("change the packet filter of %s: %w", namespace, err)
 	}
 	return nil
 }

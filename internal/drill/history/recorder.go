@@ -84,7 +84,7 @@ func (r *Recorder) History() *History {
 	return &r.history
 }
 
-// A WatchRecorder takes what one watcher sees. One goroutine writes; others may read Seen.
+// A WatchRecorder takes what one watcher sees. One goroutine uses it.
 type WatchRecorder struct {
 	recorder *Recorder
 	watch    *Watch
@@ -118,10 +118,39 @@ func (w *WatchRecorder) Event(e Event) {
 func (w *WatchRecorder) Seen() int64 {
 	w.recorder.mu.Lock()
 	defer w.recorder.mu.Unlock()
-	if len(w.watch.Sessions) == 0 {
+	return w.watch.seen()
+}
+
+func (w *Watch) seen() int64 {
+	if len(w.Sessions) == 0 {
 		return 0
 	}
-	return w.watch.Sessions[len(w.watch.Sessions)-1].To()
+	return w.Sessions[len(w.Sessions)-1].To()
+}
+
+// SeenByAll is the revision up to which every watcher has seen everything; 0 before each has a list.
+func (r *Recorder) SeenByAll() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	least := int64(0)
+	for i, w := range r.history.Watches {
+		if seen := w.seen(); i == 0 || seen < least {
+			least = seen
+		}
+	}
+	return least
+}
+
+// Watchers is how many have made their first list.
+func (r *Recorder) Watchers() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.history.Watches {
+		if len(w.Sessions) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // Write writes a history to a file, as JSON.

@@ -2,9 +2,11 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,8 +19,12 @@ type Chain struct {
 	prober          *Prober
 	namespace, name string
 	revision        string
-	written         int
+	written         atomic.Int64
 }
+
+// ErrLost is behind the error of a chain that an acknowledged write is missing from, or a read of it that does
+// not show one.
+var ErrLost = errors.New("an acknowledged write is lost")
 
 // NewChain creates the ConfigMap.
 func NewChain(ctx context.Context, p *Prober, namespace, name string) (*Chain, error) {
@@ -61,11 +67,11 @@ func (c *Chain) setRevision(rv string) {
 }
 
 // Written is how many writes were acknowledged.
-func (c *Chain) Written() int { return c.written }
+func (c *Chain) Written() int { return int(c.written.Load()) }
 
 // write makes the chain's next write, and returns once it is acknowledged.
 func (c *Chain) write(ctx context.Context) error {
-	n := c.written + 1
+	n := c.Written() + 1
 	err := c.prober.Hedge(ctx, func(ctx context.Context, e *Endpoint) error {
 		var made corev1.ConfigMap
 		code, err := e.Call(ctx, http.MethodPut, c.path(), c.object(n), &made)
@@ -78,7 +84,7 @@ func (c *Chain) write(ctx context.Context) error {
 		return err
 	})
 	if err == nil {
-		c.written = n
+		c.written.Store(int64(n))
 	}
 	return err
 }
@@ -94,7 +100,7 @@ func (c *Chain) resolve(ctx context.Context, e *Endpoint, n int) error {
 		return permanent{err}
 	}
 	if have != n && have != n-1 {
-		return permanent{fmt.Errorf("write %d was acknowledged and is lost: the object says %d", n-1, have)}
+		return permanent{fmt.Errorf("%w: write %d was acknowledged, and the object says %d", ErrLost, n-1, have)}
 	}
 	c.setRevision(found.ResourceVersion)
 	if have != n {
@@ -109,16 +115,45 @@ const pause = 2 * time.Millisecond
 // KeepWriting extends the chain until ctx ends, tells when each write was acknowledged, and closes
 // the channel.
 func (c *Chain) KeepWriting(ctx context.Context, writes chan<- time.Time) error {
-	defer close(writes)
+	return c.keep(ctx, c.write, writes)
+}
+
+// KeepReading reads the chain until ctx ends, tells when each read was answered, and closes the channel. The
+// prober is better not the writer's, so that what one of them finds out does not help the other.
+func (c *Chain) KeepReading(ctx context.Context, p *Prober, reads chan<- time.Time) error {
+	return c.keep(ctx, func(ctx context.Context) error { return c.read(ctx, p) }, reads)
+}
+
+// read reads the object, and checks that it shows what was acknowledged before.
+func (c *Chain) read(ctx context.Context, p *Prober) error {
+	return p.Hedge(ctx, func(ctx context.Context, e *Endpoint) error {
+		written := c.Written()
+		var found corev1.ConfigMap
+		if _, err := e.Call(ctx, http.MethodGet, c.path(), nil, &found); err != nil {
+			return err
+		}
+		have, err := strconv.Atoi(found.Data["n"])
+		if err != nil {
+			return permanent{err}
+		}
+		if have < written {
+			return permanent{fmt.Errorf("%w: write %d was acknowledged before a read that shows %d", ErrLost, written, have)}
+		}
+		return nil
+	})
+}
+
+func (c *Chain) keep(ctx context.Context, once func(context.Context) error, done chan<- time.Time) error {
+	defer close(done)
 	for {
-		err := c.write(ctx)
+		err := once(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // it was told to stop
 		case err != nil:
 			return err
 		}
-		writes <- time.Now()
+		done <- time.Now()
 		select {
 		case <-ctx.Done():
 			return nil

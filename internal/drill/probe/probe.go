@@ -66,6 +66,8 @@ func (p *Prober) fresh() *Endpoint {
 // permanent is an error that another attempt does not mend.
 type permanent struct{ error }
 
+func (p permanent) Unwrap() error { return p.error }
+
 // Hedge calls attempt, which must be safe to repeat, until one call succeeds.
 func (p *Prober) Hedge(ctx context.Context, attempt func(context.Context, *Endpoint) error) error {
 	ctx, cancel := context.WithTimeout(ctx, giveUpAfter)

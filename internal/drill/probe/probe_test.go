@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -124,6 +125,35 @@ func TestAChainBreaksWhenAnAcknowledgedWriteIsLost(t *testing.T) {
 	s.mu.Unlock()
 	if err := chain.write(ctx); err == nil || !strings.Contains(err.Error(), "is lost") {
 		t.Errorf("the write after a lost one: %v", err)
+	}
+}
+
+// A reader counts answers, and does not take a stale one for good.
+func TestAReaderOfAChain(t *testing.T) {
+	s := &store{}
+	url, config := serve(t, s)
+	chain, err := NewChain(t.Context(), New(config, url), "default", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := chain.write(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads := make(chan time.Time)
+	failed := make(chan error, 1)
+	go func() { failed <- chain.KeepReading(t.Context(), New(config, url), reads) }()
+	for range 3 {
+		<-reads
+	}
+	s.mu.Lock()
+	s.write(&corev1.ConfigMap{Data: map[string]string{"n": "1"}}) // as from a server that is behind
+	s.mu.Unlock()
+	for range reads { // those that were under way
+	}
+	if err := <-failed; !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "a read that shows 1") {
+		t.Errorf("a stale read: %v", err)
 	}
 }
 
