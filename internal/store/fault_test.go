@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -218,7 +219,8 @@ func TestUnansweredProposals(t *testing.T) {
 			}
 			switch {
 			case o == overtaken && verb == "create":
-				if !errors.Is(err, store.ErrExists) {
+				// The proposal may be applied yet: see TestLateProposals.
+				if !errors.Is(err, store.ErrUncertain) || errors.Is(err, store.ErrExists) {
 					t.Errorf("%s, %s: %v", verb, o, err)
 				}
 			case o == overtaken:
@@ -247,6 +249,68 @@ func TestUnansweredProposals(t *testing.T) {
 	}
 	if err := s.Healthy(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A proposal that waited at a leader which was cut off is applied when it gets through, if it can be. So
+// nobody was told before that it was refused, unless it can't be applied any more.
+func TestLateProposals(t *testing.T) {
+	_, tbl, f := faultyStore(t, store.Config{})
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		before string // what is there; nothing if empty
+		write  func(k store.Key) error
+		others func(k store.Key) // what happens before the write is tried again
+		then   func(k store.Key) // what happens before the proposal gets through
+		takes  bool              // whether it takes effect
+		want   error
+	}{
+		"create": {
+			write: func(k store.Key) error {
+				_, err := tbl.Create(ctx, k, []byte("mine"), store.WriteOptions{})
+				return err
+			},
+			others: func(k store.Key) { mustCreate(t, tbl, k, "theirs") },
+			then:   func(k store.Key) { mustDelete(t, tbl, k) },
+			takes:  true, want: store.ErrUncertain,
+		},
+		"delete": {
+			write:  func(k store.Key) error { _, _, err := tbl.Delete(ctx, k, 0); return err },
+			others: func(store.Key) {},
+			then:   func(k store.Key) { mustCreate(t, tbl, k, "theirs") },
+			takes:  true, want: store.ErrUncertain,
+		},
+		"update of a revision": {
+			before: "before",
+			write: func(k store.Key) error {
+				e, _ := tbl.Get(k)
+				_, err := tbl.Update(ctx, k, []byte("mine"), e.Revision(), store.WriteOptions{})
+				return err
+			},
+			others: func(k store.Key) { mustUpdate(t, tbl, k, "theirs", 0) },
+			then:   func(k store.Key) { mustDelete(t, tbl, k); mustCreate(t, tbl, k, "before") },
+			want:   store.ErrConflict,
+		},
+	} {
+		k := key("late", strings.ReplaceAll(name, " ", "-"))
+		if c.before != "" {
+			mustCreate(t, tbl, k, c.before)
+		}
+		var late *etcdserverpb.TxnRequest
+		f.next(func(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
+			late = req
+			c.others(k)
+			f.newLeader()
+			<-ctx.Done() // the answer never comes
+			return nil, ctx.Err()
+		})
+		if err := c.write(k); !errors.Is(err, c.want) || c.takes && (errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrNotFound)) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		c.then(k)
+		if resp, err := f.Member.Txn(ctx, late); err != nil || resp.Succeeded != c.takes {
+			t.Errorf("%s: the proposal takes effect: %v, want %v (%v)", name, resp.GetSucceeded(), c.takes, err)
+		}
 	}
 }
 

@@ -143,6 +143,13 @@ func mustUpdate(tb testing.TB, t *store.Table, k store.Key, v string, expected i
 	return e
 }
 
+func mustDelete(tb testing.TB, t *store.Table, k store.Key) {
+	tb.Helper()
+	if _, _, err := t.Delete(tb.Context(), k, 0); err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // content is a snapshot as text, in order.
 func content(s *store.Snapshot, namespace string) []string {
 	var list []string

@@ -187,7 +187,8 @@ func (w *write) errorf(err error) error { return fmt.Errorf("%s %s: %w", w.verb,
 
 // run attempts the transaction until its outcome is known. A proposal that was under way when the
 // leader changed is lost, or applied, or will be applied: run looks for its effect before it tries
-// again, and the comparison of revisions makes sure that only one attempt can take effect.
+// again, and the comparison of revisions makes sure that only one attempt can take effect. Where nothing
+// but the object's presence is compared, a refusal after such a proposal is [ErrUncertain].
 func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 	s := w.table.store
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
@@ -391,17 +392,29 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 		}
 		return nil, 0, errGuard
 	}
+	var err error
 	switch {
 	case w.holds(found):
 		return nil, 0, w.errorf(ErrOvertaken)
 	case len(found) == 0:
-		return nil, 0, w.errorf(ErrNotFound)
+		err = ErrNotFound
 	case !w.exists:
-		return nil, 0, w.errorf(fmt.Errorf("%w since revision %d", ErrExists, found[0].CreateRevision))
+		err = fmt.Errorf("%w since revision %d", ErrExists, found[0].CreateRevision)
 	default:
-		return nil, 0, w.errorf(fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected))
+		err = fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected)
 	}
+	if uncertain && w.recurs() {
+		// Not as one of the errors that say for certain that nothing was written.
+		err = fmt.Errorf("%w: %w: an attempt that was not answered may yet take effect; another one found: %v", ErrUnavailable, ErrUncertain, err)
+	}
+	return nil, 0, w.errorf(err)
 }
+
+// recurs tells whether the comparison may come to hold again after it failed. One with a revision never
+// does; that there is an object, or none, may be so again at any time. A proposal that was forwarded to a
+// leader which was cut off waits there, and is passed on when the cut is healed: it takes effect if it can,
+// many seconds after a later attempt failed.
+func (w *write) recurs() bool { return w.expected == 0 }
 
 // errGuard is the failure of a write whose values have to be encrypted again.
 var errGuard = errors.New("what the value was encrypted with has changed")
