@@ -84,14 +84,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return fmt.Errorf("--dir %s: %w", o.Dir, err)
 	}
-	if err := report.Prepare(o.Report); err != nil {
-		return fmt.Errorf("--report: %w", err)
-	}
 	release, err := reserve(o.Dir)
 	if err != nil {
 		return err
 	}
 	defer release()
+	if err := report.Prepare(o.Report); err != nil {
+		return fmt.Errorf("--report: %w", err)
+	}
 	d := &drill{Options: o, began: time.Now(), plan: fault.NewPlan(o.Seed, kinds), kinds: len(kinds), series: report.NewSeries(), writes: newGauge(), reads: newGauge()}
 	defer func() {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
@@ -101,7 +101,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 	}()
 	err = d.run(ctx)
-	return errors.Join(err, d.report(ctx, err))
+	if ctx.Err() != nil {
+		err = fmt.Errorf("the drill was interrupted: %d rounds were judged, what came after them was not", d.rounds)
+	}
+	return errors.Join(err, d.report(err))
 }
 
 // reserve makes sure that no cluster but the drill's own lives in the directory: the drill kills its servers,
@@ -171,7 +174,7 @@ func (d *drill) run(ctx context.Context) error {
 func (d *drill) over() bool { return d.since() >= d.Duration && len(d.strikes) >= d.kinds }
 
 // report writes what was found. Violations are an error.
-func (d *drill) report(ctx context.Context, cause error) error {
+func (d *drill) report(cause error) error {
 	if d.cluster == nil {
 		return nil // nothing was done
 	}
@@ -179,10 +182,7 @@ func (d *drill) report(ctx context.Context, cause error) error {
 		Command: d.command(), Seed: d.Seed, Servers: d.Servers, Began: d.began, Took: d.since(), Cores: runtime.NumCPU(), Version: d.Version,
 		Rounds: d.rounds, Verdict: d.verdict, Strikes: d.strikes, Series: d.series,
 	}
-	switch {
-	case ctx.Err() != nil:
-		r.Failure = "it was interrupted"
-	case cause != nil:
+	if cause != nil {
 		r.Failure = cause.Error()
 	}
 	var err error

@@ -113,7 +113,7 @@ func TestRunRefuses(t *testing.T) {
 	}{
 		{Options{Faults: []string{"none"}, Servers: 3}, "there is no fault"},
 		{Options{Servers: 2}, "choose 3 to 9"},
-		{Options{Servers: 3, Report: filepath.Join(file, "report")}, "choose another"},
+		{Options{Servers: 3, Dir: t.TempDir(), Report: filepath.Join(file, "report")}, "choose another directory"},
 		// What can't be looked into may hold a cluster.
 		{Options{Servers: 3, Report: t.TempDir(), Dir: filepath.Join(file, "dir")}, "which the drill will not touch"},
 	} {
