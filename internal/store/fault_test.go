@@ -219,8 +219,7 @@ func TestUnansweredProposals(t *testing.T) {
 			}
 			switch {
 			case o == overtaken && verb == "create":
-				// The proposal may be applied yet: see TestLateProposals.
-				if !errors.Is(err, store.ErrUncertain) || errors.Is(err, store.ErrExists) {
+				if !errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrUncertain) {
 					t.Errorf("%s, %s: %v", verb, o, err)
 				}
 			case o == overtaken:
@@ -252,49 +251,48 @@ func TestUnansweredProposals(t *testing.T) {
 	}
 }
 
-// A proposal that waited at a leader which was cut off is applied when it gets through, if it can be. So
-// nobody was told before that it was refused, unless it can't be applied any more.
+// A proposal that waited at a leader which was cut off gets through after its write was answered. It takes no effect,
+// whatever the answer was, and whatever has happened since.
 func TestLateProposals(t *testing.T) {
 	_, tbl, f := faultyStore(t, store.Config{})
 	ctx := t.Context()
+	create := func(k store.Key) error {
+		_, err := tbl.Create(ctx, k, []byte("mine"), store.WriteOptions{})
+		return err
+	}
+	remove := func(k store.Key) error { _, _, err := tbl.Delete(ctx, k, 0); return err }
+	update := func(revision bool) func(k store.Key) error {
+		return func(k store.Key) error {
+			expected := int64(0)
+			if e, _ := tbl.Get(k); revision {
+				expected = e.Revision()
+			}
+			_, err := tbl.Update(ctx, k, []byte("mine"), expected, store.WriteOptions{})
+			return err
+		}
+	}
+	nothing := func(store.Key) {}
+	made := func(k store.Key) { mustCreate(t, tbl, k, "theirs") }
+	gone := func(k store.Key) { mustDelete(t, tbl, k) }
 	for name, c := range map[string]struct {
-		before string // what is there; nothing if empty
+		there  bool // whether there is an object
 		write  func(k store.Key) error
 		others func(k store.Key) // what happens before the write is tried again
 		then   func(k store.Key) // what happens before the proposal gets through
-		takes  bool              // whether it takes effect
 		want   error
 	}{
-		"create": {
-			write: func(k store.Key) error {
-				_, err := tbl.Create(ctx, k, []byte("mine"), store.WriteOptions{})
-				return err
-			},
-			others: func(k store.Key) { mustCreate(t, tbl, k, "theirs") },
-			then:   func(k store.Key) { mustDelete(t, tbl, k) },
-			takes:  true, want: store.ErrUncertain,
-		},
-		"delete": {
-			write:  func(k store.Key) error { _, _, err := tbl.Delete(ctx, k, 0); return err },
-			others: func(store.Key) {},
-			then:   func(k store.Key) { mustCreate(t, tbl, k, "theirs") },
-			takes:  true, want: store.ErrUncertain,
-		},
-		"update of a revision": {
-			before: "before",
-			write: func(k store.Key) error {
-				e, _ := tbl.Get(k)
-				_, err := tbl.Update(ctx, k, []byte("mine"), e.Revision(), store.WriteOptions{})
-				return err
-			},
-			others: func(k store.Key) { mustUpdate(t, tbl, k, "theirs", 0) },
-			then:   func(k store.Key) { mustDelete(t, tbl, k); mustCreate(t, tbl, k, "before") },
-			want:   store.ErrConflict,
-		},
+		"create, refused":                 {write: create, others: made, then: gone, want: store.ErrExists},
+		"create, acknowledged":            {write: create, others: nothing, then: gone},
+		"delete, refused":                 {write: remove, others: nothing, then: made, want: store.ErrNotFound},
+		"delete, acknowledged":            {there: true, write: remove, others: nothing, then: made},
+		"update of any, refused":          {there: true, write: update(false), others: gone, then: made, want: store.ErrNotFound},
+		"update of any, acknowledged":     {there: true, write: update(false), others: nothing, then: func(k store.Key) { mustUpdate(t, tbl, k, "theirs", 0) }},
+		"update of one, refused":          {there: true, write: update(true), others: func(k store.Key) { mustUpdate(t, tbl, k, "theirs", 0) }, then: func(k store.Key) { gone(k); made(k) }, want: store.ErrConflict},
+		"update of one, and then another": {there: true, write: update(true), others: nothing, then: func(k store.Key) { gone(k); made(k) }},
 	} {
-		k := key("late", strings.ReplaceAll(name, " ", "-"))
-		if c.before != "" {
-			mustCreate(t, tbl, k, c.before)
+		k := key("late", strings.NewReplacer(" ", "-", ",", "").Replace(name))
+		if c.there {
+			mustCreate(t, tbl, k, "before")
 		}
 		var late *etcdserverpb.TxnRequest
 		f.next(func(ctx context.Context, req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
@@ -304,13 +302,30 @@ func TestLateProposals(t *testing.T) {
 			<-ctx.Done() // the answer never comes
 			return nil, ctx.Err()
 		})
-		if err := c.write(k); !errors.Is(err, c.want) || c.takes && (errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrNotFound)) {
+		if err := c.write(k); !errors.Is(err, c.want) || errors.Is(err, store.ErrUncertain) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 		c.then(k)
-		if resp, err := f.Member.Txn(ctx, late); err != nil || resp.Succeeded != c.takes {
-			t.Errorf("%s: the proposal takes effect: %v, want %v (%v)", name, resp.GetSucceeded(), c.takes, err)
+		if resp, err := f.Member.Txn(ctx, late); err != nil || resp.Succeeded {
+			t.Errorf("%s: the proposal takes effect (%v)", name, err)
 		}
+	}
+}
+
+// A server that doesn't know that another one has raised the gate finds out, and its writes are made.
+func TestGateRaisedByAnother(t *testing.T) {
+	_, tbl, f := faultyStore(t, store.Config{})
+	for _, name := range []string{"a", "b"} {
+		if _, err := f.Member.Server().Put(t.Context(), &etcdserverpb.PutRequest{Key: []byte("/barque/gate")}); err != nil {
+			t.Fatal(err)
+		}
+		k := key("ns", name)
+		mustCreate(t, tbl, k, "1")
+		if _, err := tbl.Create(t.Context(), k, []byte("2"), store.WriteOptions{}); !errors.Is(err, store.ErrExists) {
+			t.Error(err)
+		}
+		mustUpdate(t, tbl, k, "3", 0)
+		mustDelete(t, tbl, k)
 	}
 }
 

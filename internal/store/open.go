@@ -86,6 +86,7 @@ type Store struct {
 	reads   readRounds
 	leases  leases
 	term    term
+	gate    gate
 	lost    atomic.Int64 // when the leader was first missed, in ns since 1970; 0 while there is one
 	feedErr atomic.Pointer[error]
 
@@ -98,9 +99,13 @@ type Store struct {
 // filled by Register; Run keeps it up to date. It needs no quorum.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg.setDefaults()
-	resp, err := cfg.Backend.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte{0}, CountOnly: true, Serializable: true})
+	resp, err := cfg.Backend.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(gateKey), Serializable: true})
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
+	}
+	raised := int64(0)
+	if len(resp.Kvs) > 0 {
+		raised = resp.Kvs[0].ModRevision
 	}
 	s := &Store{
 		cfg:     cfg,
@@ -115,6 +120,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.queue.init(resp.Header.Revision)
 	s.leases.granted = make(map[int64]*lease)
 	s.term.init()
+	s.gate.init(raised)
 	s.term.changed = cfg.Backend.LeaderChanged()
 	return s, nil
 }

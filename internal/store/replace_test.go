@@ -218,7 +218,7 @@ func checkUnanswered(t *testing.T, tbl *store.Table, verb string, o outcome, bef
 	switch verb {
 	case "create":
 		e, err = tbl.Create(t.Context(), k, []byte("mine"), store.WriteOptions{})
-		want = store.ErrUncertain // that it exists may be over before the proposal gets through
+		want = store.ErrExists
 	case "update":
 		e, err = tbl.Update(t.Context(), k, []byte("mine"), before.Revision(), store.WriteOptions{})
 		want = store.ErrConflict

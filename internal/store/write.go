@@ -114,6 +114,7 @@ type write struct {
 	guards   []guard
 	since    Since
 	keepTTL  bool
+	passed   int64 // the gate's revision that the last attempt compared
 }
 
 // companion is a change that is made together with a write.
@@ -187,8 +188,8 @@ func (w *write) errorf(err error) error { return fmt.Errorf("%s %s: %w", w.verb,
 
 // run attempts the transaction until its outcome is known. A proposal that was under way when the
 // leader changed is lost, or applied, or will be applied: run looks for its effect before it tries
-// again, and the comparison of revisions makes sure that only one attempt can take effect. Where nothing
-// but the object's presence is compared, a refusal after such a proposal is [ErrUncertain].
+// again, and the comparison of revisions, the object's or the gate's, makes sure that only one attempt can take
+// effect.
 func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 	s := w.table.store
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
@@ -202,6 +203,11 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 			}
 			return nil, 0, w.errorf(err)
 		}
+		if uncertain && w.recurs() {
+			if err := s.gate.raise(ctx, s, w.passed); err != nil {
+				return nil, 0, w.errorf(fmt.Errorf("%w: %w", ErrUncertain, err))
+			}
+		}
 		if uncertain {
 			if _, err := s.ReadIndex(ctx); err != nil {
 				return nil, 0, w.errorf(fmt.Errorf("%w: %w", ErrUncertain, err))
@@ -209,6 +215,7 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 			if e, revision, ok := w.effect(begin); ok {
 				return e, revision, nil
 			}
+			uncertain = !w.recurs()
 		}
 		attempt, end := s.term.attempt(ctx)
 		var resp *etcdserverpb.TxnResponse
@@ -225,6 +232,9 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 			return w.succeeded(ctx, resp)
 		case err == nil:
 			e, revision, err := w.failed(ctx, resp, begin, uncertain)
+			if errors.Is(err, errGate) {
+				continue
+			}
 			if !errors.Is(err, errGuard) {
 				return e, revision, err
 			}
@@ -255,7 +265,7 @@ func (w *write) run(ctx context.Context) (*Entry, int64, error) {
 }
 
 // txn compares the object's revision, and the fence if there is one; when that fails it reads what
-// stands at both keys.
+// stands at both keys. Of the gate likewise, last of all.
 func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 	req := &etcdserverpb.TxnRequest{Failure: []*etcdserverpb.RequestOp{rangeOp(w.key)}}
 	switch {
@@ -294,6 +304,11 @@ func (w *write) txn(leaseID int64) *etcdserverpb.TxnRequest {
 	for _, c := range w.with {
 		req.Compare = append(req.Compare, unchanged(c.key, c.expected))
 		req.Success = append(req.Success, putOp(c.key, c.stored, 0))
+	}
+	if w.recurs() {
+		w.passed = w.table.store.gate.revision.Load()
+		req.Compare = append(req.Compare, unchanged([]byte(gateKey), w.passed))
+		req.Failure = append(req.Failure, rangeOp([]byte(gateKey)))
 	}
 	return req
 }
@@ -383,6 +398,9 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 			return nil, 0, w.errorf(ErrFenced)
 		}
 	}
+	if w.recurs() && w.table.store.gate.missed(resp, w.passed) {
+		return nil, 0, errGate
+	}
 	found := resp.Responses[0].GetResponseRange().GetKvs()
 	// The image should hold what the caller will look at next: the reason of its failure.
 	waited := w.table.store.WaitRevision(ctx, resp.Header.Revision)
@@ -403,18 +421,15 @@ func (w *write) failed(ctx context.Context, resp *etcdserverpb.TxnResponse, begi
 	default:
 		err = fmt.Errorf("%w: it is at revision %d, not %d", ErrConflict, found[0].ModRevision, w.expected)
 	}
-	if uncertain && w.recurs() {
-		// Not as one of the errors that say for certain that nothing was written.
-		err = fmt.Errorf("%w: %w: an attempt that was not answered may yet take effect; another one found: %v", ErrUnavailable, ErrUncertain, err)
-	}
 	return nil, 0, w.errorf(err)
 }
 
-// recurs tells whether the comparison may come to hold again after it failed. One with a revision never
-// does; that there is an object, or none, may be so again at any time. A proposal that was forwarded to a
-// leader which was cut off waits there, and is passed on when the cut is healed: it takes effect if it can,
-// many seconds after a later attempt failed.
+// recurs tells whether the comparison may come to hold again after it failed: one with a revision never does. Such
+// writes pass the gate.
 func (w *write) recurs() bool { return w.expected == 0 }
+
+// errGate is the failure of a write that came when the gate had just been raised.
+var errGate = errors.New("another proposal was given up")
 
 // errGuard is the failure of a write whose values have to be encrypted again.
 var errGuard = errors.New("what the value was encrypted with has changed")
