@@ -18,6 +18,8 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+
+	"barque.dev/internal/api"
 )
 
 // A signerCheck asks whether somebody may act for a signer: whether the verb on "signers" is
@@ -98,8 +100,8 @@ func (c CertificateSigning) Validate(ctx context.Context, a admission.Attributes
 	return nil
 }
 
-// CertificateSubjectRestriction refuses to ask the signer of API clients for a certificate of the
-// group that may do anything.
+// CertificateSubjectRestriction refuses to ask the signer of API clients for a certificate of a
+// group that may do anything, or is given anything: the administrators, or the servers.
 type CertificateSubjectRestriction struct{ *admission.Handler }
 
 var _ admission.ValidationInterface = CertificateSubjectRestriction{}
@@ -123,8 +125,10 @@ func (CertificateSubjectRestriction) Validate(_ context.Context, a admission.Att
 	if err != nil {
 		return admission.NewForbidden(a, fmt.Errorf("failed to parse CSR: %w", err))
 	}
-	if slices.Contains(parsed.Subject.Organization, user.SystemPrivilegedGroup) {
-		return admission.NewForbidden(a, fmt.Errorf("use of %s signer with system:masters group is not allowed", certificatesv1.KubeAPIServerClientSignerName))
+	for _, group := range []string{user.SystemPrivilegedGroup, api.ServersGroup} {
+		if slices.Contains(parsed.Subject.Organization, group) {
+			return admission.NewForbidden(a, fmt.Errorf("use of %s signer with %s group is not allowed", certificatesv1.KubeAPIServerClientSignerName, group))
+		}
 	}
 	return nil
 }

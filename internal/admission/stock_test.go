@@ -345,6 +345,7 @@ func TestNobodyAsksForMasters(t *testing.T) {
 	}
 	expect(t, ask(certificatesv1.KubeAPIServerClientSignerName, "system:masters"), "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed")
 	expect(t, ask(certificatesv1.KubeAPIServerClientSignerName, "staff"), "")
+	expect(t, ask(certificatesv1.KubeAPIServerClientSignerName, "barque:servers"), "use of kubernetes.io/kube-apiserver-client signer with barque:servers group is not allowed")
 	expect(t, ask("ex.com/one", "system:masters"), "")
 }
 

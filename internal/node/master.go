@@ -23,6 +23,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/admission"
+	"barque.dev/internal/api"
 	"barque.dev/internal/client"
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/liveness"
@@ -52,9 +53,6 @@ func (s *Server) registerAPIs(ctx context.Context) error {
 	<-ctx.Done()
 	return nil
 }
-
-// serverGroup marks the client certificates of servers among themselves.
-const serverGroup = "barque:servers"
 
 // openLoops makes what only the leading server runs. It lasts for the process: each term of
 // leadership runs it once more.
@@ -179,7 +177,7 @@ func (s *Server) publishLease(ctx context.Context, name string, spec coordinatio
 
 // serverCertificate is how this server shows others that it is one.
 func (s *Server) serverCertificate() (*pki.Keeper, error) {
-	return s.keeper("server-client", s.pki.Cluster, pki.Client(serverPrefix+s.cfg.NodeName, serverGroup))
+	return s.keeper("server-client", s.pki.Cluster, pki.Client(serverPrefix+s.cfg.NodeName, api.ServersGroup))
 }
 
 // openTracker makes what knows which nodes live.
@@ -215,10 +213,13 @@ const serverPrefix = "barque:server:"
 // returning is the name of the server that a request comes from; "" when it comes from somebody else.
 func (s *Server) returning(r *http.Request) string {
 	c := s.caller(r)
-	if c == nil || !slices.Contains(c.Subject.Organization, serverGroup) {
+	if c == nil || !slices.Contains(c.Subject.Organization, api.ServersGroup) {
 		return ""
 	}
-	name, _ := strings.CutPrefix(c.Subject.CommonName, serverPrefix)
+	name, ok := strings.CutPrefix(c.Subject.CommonName, serverPrefix)
+	if !ok {
+		return ""
+	}
 	return name
 }
 

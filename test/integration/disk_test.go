@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"barque.dev/internal/cluster/membership"
 )
 
 // smallDisk is what etcd takes at the start, which is most of all its log, and little more.
@@ -34,6 +39,8 @@ func TestServerWithAFullDisk(t *testing.T) {
 	})
 	p.add(t)
 	p.add(t)
+	// Before the third votes, the two others are a majority only together.
+	eventually(t, time.Minute, "three servers vote", func() error { return votes(t.Context(), p.admin(t, 0), 3) })
 	filler := filepath.Join(disk, "filler")
 	fill(t, filler)
 
@@ -66,6 +73,19 @@ func TestServerWithAFullDisk(t *testing.T) {
 	if _, err := p.admin(t, 1).CoreV1().ConfigMaps("default").Get(t.Context(), fmt.Sprint("m", written-1), metav1.GetOptions{}); err != nil {
 		t.Errorf("it did not catch up: %v", err)
 	}
+}
+
+// votes tells unless the cluster has so many voting members.
+func votes(ctx context.Context, client kubernetes.Interface, want int) error {
+	var list membership.List
+	if err := askJSON(ctx, client.Discovery().RESTClient(), membership.PathServers, &list); err != nil {
+		return err
+	}
+	voters := slices.DeleteFunc(list.Servers, func(s membership.Server) bool { return s.Learner })
+	if len(voters) != want {
+		return fmt.Errorf("%d of %+v vote", len(voters), list.Servers)
+	}
+	return nil
 }
 
 // fill writes until there is no room.

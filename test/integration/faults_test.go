@@ -15,6 +15,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -62,11 +63,15 @@ func (c *cluster) write(t *testing.T, ns, name string) *writer {
 	config.Timeout = time.Second
 	config.Dial = (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext
 	client := clientFor(t, config).CoreV1()
-	object, err := client.ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"n": "0"}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var object *corev1.ConfigMap
+	eventually(t, bound, name+" is there to write to", func() (err error) {
+		object, err = client.ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"n": "0"}}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) { // by an attempt that was not answered in time
+			object, err = client.ConfigMaps(ns).Get(t.Context(), name, metav1.GetOptions{})
+		}
+		return err
+	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ask := func(request *rest.Request) (*corev1.ConfigMap, error) {
 		answer := &corev1.ConfigMap{}

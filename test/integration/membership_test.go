@@ -118,7 +118,6 @@ func without(machines []*local.Machine, m *local.Machine) (list []*local.Machine
 // Servers leave one by one while somebody writes: a follower, then the leader. Nothing is lost, nothing is left of them, and
 // they don't come back by themselves. The last one may not leave.
 func TestServersLeave(t *testing.T) {
-	t.Parallel()
 	c := clusterWith(t, 1)
 	const ns = "default"
 	c.kubectl(t, "create", "deployment", "web", "--image="+busyboxImage, "--replicas=3", "--", "sleep", "1000000")
@@ -218,7 +217,6 @@ func (c *cluster) noTrace(t *testing.T, m *local.Machine) {
 // A server that is gone is removed after the grace, and joins anew by itself when it comes back. One that an administrator removed
 // does not.
 func TestDeadServersAreRemoved(t *testing.T) {
-	t.Parallel()
 	c := clusterWith(t, 0, "--remove-dead-after=3s")
 	w := c.write(t, "default", "by-writer")
 	w.goesOn(t)
@@ -268,7 +266,6 @@ func (c *cluster) has(t *testing.T, m *local.Machine, name string) {
 // Two of three servers are lost. The third answers what need not be new, and says that it is stale; told to recover, it
 // goes on with all that was acknowledged. One of the lost comes back with its old data, the other without any.
 func TestRecoverFromTheLossOfTheQuorum(t *testing.T) {
-	t.Parallel()
 	c := clusterWith(t, 0)
 	const before = 20
 	survivor := c.Machines[2]

@@ -17,7 +17,6 @@ import (
 // TestSnapshotRestore makes a cluster again of a snapshot: first on a server that is left, at a revision before a
 // mistake; then of nothing but the snapshot, after every disk was lost.
 func TestSnapshotRestore(t *testing.T) {
-	t.Parallel()
 	c := ownCluster(t)
 	const ns, objects = "default", 30
 	backup := t.TempDir()

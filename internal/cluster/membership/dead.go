@@ -188,7 +188,8 @@ func gone(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[ui
 	var candidates []uint64
 	for _, mb := range members {
 		silent, known := silence[mb.ID]
-		if known && silent >= grace && etcd.CheckRemoval(members, told, mb.ID) == nil {
+		// One that joins has no name until it starts, and listens to nobody; Run looks after those.
+		if mb.Name != "" && known && silent >= grace && etcd.CheckRemoval(members, told, mb.ID) == nil {
 			candidates = append(candidates, mb.ID)
 		}
 	}

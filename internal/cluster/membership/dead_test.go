@@ -68,6 +68,7 @@ func TestGone(t *testing.T) {
 		{"the longest first", of(1, 2, 3, 4, 5), []uint64{1, 2, 3}, map[uint64]time.Duration{4: grace, 5: 2 * grace}, 5},
 		{"of equals the first", of(1, 2, 3, 4, 5), []uint64{1, 2, 3}, map[uint64]time.Duration{4: grace, 5: grace}, 4},
 		{"too few are left", of(1, 2, 3, 4, 5), []uint64{1, 2}, map[uint64]time.Duration{3: grace, 4: grace, 5: grace}, 0},
+		{"one that joins", append(of(1, 2, 3), etcd.MemberInfo{ID: 4, Learner: true}), []uint64{1, 2}, map[uint64]time.Duration{4: grace}, 0},
 		{"a learner", learner, []uint64{1, 2}, map[uint64]time.Duration{4: grace}, 4},
 		{"a learner's word is none", learner, []uint64{1, 4}, map[uint64]time.Duration{3: grace}, 0},
 	} {

@@ -164,8 +164,8 @@ func (k *Keeper) take(ctx context.Context, scheduled bool) (_ *taken, err error)
 	return t, k.check(ctx, t.path)
 }
 
-// temporary begins the names of what this server has not finished.
-func (k *Keeper) temporary() string { return ".unfinished-" + k.cfg.Server + "-" }
+// temporary begins the names of what this server has not finished. It ends in what no server's name holds.
+func (k *Keeper) temporary() string { return ".unfinished-" + k.cfg.Server + "_" }
 
 // freshWithin bounds the wait for what others have acknowledged.
 const freshWithin = 5 * time.Second

@@ -339,7 +339,7 @@ func TestUnfinishedIsRemoved(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(h.cfg.Dir, h.temporary()+"check-1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{h.temporary() + "1", ".unfinished-m1-2", "mine.txt"} {
+	for _, name := range []string{h.temporary() + "1", ".unfinished-m0-2_3", "mine.txt"} {
 		if err := os.WriteFile(filepath.Join(h.cfg.Dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -349,7 +349,7 @@ func TestUnfinishedIsRemoved(t *testing.T) {
 	if err := h.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(h.files(t)); got != "[.unfinished-m1-2 mine.txt]" {
+	if got := fmt.Sprint(h.files(t)); got != "[.unfinished-m0-2_3 mine.txt]" {
 		t.Errorf("left are %s", got)
 	}
 }

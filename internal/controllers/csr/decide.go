@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"barque.dev/internal/api"
 	"barque.dev/internal/controllers/noderole"
 )
 
@@ -73,6 +74,8 @@ func refusal(csr *certificatesv1.CertificateSigningRequest) error {
 	switch {
 	case !usesAre(csr, use):
 		return fmt.Errorf("spec.usages: %s signs for the use %q, beside digital signature and key encipherment", signer, use)
+	case slices.Contains(request.Subject.Organization, api.ServersGroup):
+		return fmt.Errorf("nobody but a server signs for the organization %s", api.ServersGroup)
 	case signer == certificatesv1.KubeAPIServerClientSignerName:
 		return nil
 	case !isNode(request):

@@ -40,6 +40,7 @@ func TestApprovalIsNotEnough(t *testing.T) {
 		signed      bool
 	}{
 		{"a user", user, asClient, subject("jane", "developers"), true},
+		{"one of Barque's servers", user, asClient, subject("barque:server:x", "barque:servers"), false},
 		{"a user that could serve", user, asBoth, subject("jane"), false},
 		{"a server that calls itself a user", user, asServer, named, false},
 		{"a user that may do nothing", user, asClient[:1], subject("jane"), false},
