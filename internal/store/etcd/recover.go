@@ -99,7 +99,7 @@ func lastWrite(wal string) (last time.Time) {
 
 // Recover makes, of what a data directory holds, that of a cluster with this member alone, and returns its revision. All
 // other members are removed: those that still run are told so, and stop, when they find this one again. What they alone had
-// is lost, changes that were not known here to be decided are dropped, all else stays. The revision rises by RevisionGap, and
+// is lost; all else stays, also what was not known here to be decided. The revision rises by RevisionGap, and
 // what is older counts as compacted: whoever watches begins anew.
 //
 // No member may run in the directory. A call that failed can be repeated.
@@ -110,6 +110,9 @@ func Recover(ctx context.Context, name, dir string, cfg Config) (int64, error) {
 	// Nobody is to reach it before it is done.
 	cfg.Name, cfg.DataDir, cfg.PeerURL, cfg.ListenPeer, cfg.PeerTLS, cfg.ClientListen = name, dir, "http://127.0.0.1:0", "", TLSFiles{}, ""
 	cfg.ForceNewCluster = true
+	if err := decideTail(dir); err != nil {
+		return 0, fmt.Errorf("recover %s: %w", dir, err)
+	}
 	if err := alone(ctx, &cfg); err != nil {
 		return 0, fmt.Errorf("recover %s: %w", dir, err)
 	}

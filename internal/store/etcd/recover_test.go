@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
 	"barque.dev/internal/store"
 	"barque.dev/internal/store/etcd"
 	"barque.dev/internal/store/etcd/etcdtest"
@@ -99,5 +103,40 @@ func TestRecoverNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); err == nil {
 		t.Error("it made the directory")
+	}
+}
+
+// What stands in the log of the one that is left stays, though it never learned that it was decided: another one may have
+// acknowledged it.
+func TestRecoverWhatWasNotKnownToBeDecided(t *testing.T) {
+	dir := t.TempDir()
+	c := etcdtest.New(t, 1, func(_ int, cfg *etcd.Config) { cfg.DataDir = dir })
+	put(t, c.Member(0), "/k/known", "v")
+	c.Crash(0)
+
+	w, state, entries, err := etcd.OpenLog(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := entries[len(entries)-1]
+	data, err := proto.Marshal(&etcdserverpb.InternalRaftRequest{
+		Header: &etcdserverpb.RequestHeader{ID: 1},
+		Put:    &etcdserverpb.PutRequest{Key: []byte("/k/tail"), Value: []byte("v")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, term := last.GetIndex()+1, last.GetTerm()
+	if err := errors.Join(w.Save(state, []*raftpb.Entry{{Index: &index, Term: &term, Data: data}}), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcd.Recover(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err != nil {
+		t.Fatal(err)
+	}
+	m := c.Start(0)
+	for _, key := range []string{"/k/known", "/k/tail"} {
+		if v := get(t, m, key); v != "v" {
+			t.Errorf("%s is %q", key, v)
+		}
 	}
 }

@@ -1,0 +1,4 @@
+package etcd
+
+// OpenLog is openLog.
+var OpenLog = openLog
