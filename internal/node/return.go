@@ -16,6 +16,7 @@ import (
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/cluster/join"
 	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/cluster/vip"
 	"barque.dev/internal/run"
 	"barque.dev/internal/store/etcd"
 )
@@ -61,6 +62,11 @@ func (s *Server) comeBack(ctx context.Context) error {
 	keeper, err := s.serverCertificate()
 	if err != nil {
 		return err
+	}
+	if s.cfg.VIP.IsValid() { // a process that was killed while it held it has left it on this machine
+		if err := vip.Clear(s.cfg.VIP); err != nil {
+			return err
+		}
 	}
 	entrances := s.entrances()
 	if len(entrances) == 0 {

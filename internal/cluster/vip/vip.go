@@ -269,12 +269,18 @@ func (v *IP) prepare() error {
 			return fmt.Errorf("prepare virtual IP %s: %w", v.config.Address, err)
 		}
 	}
+	return Clear(v.config.Address)
+}
+
+// Clear removes what a process that was killed left of the address on this machine, which would else take itself for
+// its holder. None may hold it here.
+func Clear(address netip.Addr) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return fmt.Errorf("prepare virtual IP %s: loopback interface: %w", v.config.Address, err)
+		return fmt.Errorf("clear virtual IP %s: loopback interface: %w", address, err)
 	}
-	if err := netlink.AddrDel(lo, v.hostAddress()); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-		return fmt.Errorf("prepare virtual IP %s: remove what is left of it: %w", v.config.Address, err)
+	if err := netlink.AddrDel(lo, hostAddress(address)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("clear virtual IP %s: remove what is left of it: %w", address, err)
 	}
 	return nil
 }
@@ -285,19 +291,19 @@ func (v *IP) assign() (remove func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("hold virtual IP %s: loopback interface: %w", v.config.Address, err)
 	}
-	if err := netlink.AddrReplace(lo, v.hostAddress()); err != nil {
+	if err := netlink.AddrReplace(lo, hostAddress(v.config.Address)); err != nil {
 		return nil, fmt.Errorf("hold virtual IP %s: put it on the loopback interface: %w", v.config.Address, err)
 	}
 	return func() {
-		if err := netlink.AddrDel(lo, v.hostAddress()); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := netlink.AddrDel(lo, hostAddress(v.config.Address)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			v.config.Log.Warn("removing virtual IP", "address", v.config.Address, "error", err)
 		}
 	}, nil
 }
 
-func (v *IP) hostAddress() *netlink.Addr {
+func hostAddress(address netip.Addr) *netlink.Addr {
 	return &netlink.Addr{
-		IPNet: &net.IPNet{IP: v.config.Address.AsSlice(), Mask: net.CIDRMask(32, 32)},
+		IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(32, 32)},
 		Scope: unix.RT_SCOPE_HOST,
 	}
 }
