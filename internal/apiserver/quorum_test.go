@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -57,8 +58,12 @@ func TestWithoutQuorum(t *testing.T) {
 		}
 	}
 	stale(false)
-	members.Crash(1)
-	members.Crash(2)
+	// Asked all the while: how long a loss lasts is counted from its beginning, and to crash takes seconds here.
+	var crashes sync.WaitGroup
+	for i := 1; i <= 2; i++ {
+		crashes.Go(func() { members.Crash(i) })
+	}
+	defer crashes.Wait()
 
 	again, refused := 0, 0
 	eventually(t, "the loss is told as one that lasts", func() error {
