@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -88,6 +89,8 @@ type Config struct {
 	TLS *tls.Config
 	// ClientCA are the authorities, in PEM, of client certificates for the node's API.
 	ClientCA []byte
+	// Paths are served by the node's API beside its own; callers need the rights on nodes/proxy.
+	Paths map[string]http.Handler
 	// Authenticator and Authorizer replace the cluster's (for tests).
 	Authenticator authenticator.Request
 	Authorizer    authorizer.Authorizer
@@ -283,7 +286,7 @@ func (a *Agent) newServer() (*server.Server, error) {
 	return server.New(server.Config{
 		NodeName: a.NodeName, Listener: listener, TLS: config, Authenticator: authn, Authorizer: authz,
 		Pods: a.parts.workers.Pods, Facts: a.node.Facts, VolumePath: a.parts.volumes.HostPath,
-		Runtime: a.Runtime, Metrics: a.Metrics, Log: a.Log,
+		Runtime: a.Runtime, Metrics: a.Metrics, Paths: a.Paths, Log: a.Log,
 	})
 }
 

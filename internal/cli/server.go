@@ -125,7 +125,11 @@ func newAgent(s Streams) *cobra.Command {
 		if err := cfg.Complete(); err != nil {
 			return errUsage{err}
 		}
-		return node.RunAgent(cmd.Context(), cfg, func() { cfg.Log.Info("agent is ready", "node", cfg.NodeName) })
+		err = node.RunAgent(cmd.Context(), cfg, func() { cfg.Log.Info("agent is ready", "node", cfg.NodeName) })
+		if errors.Is(err, node.ErrAgain) {
+			return again()
+		}
+		return err
 	}
 	return cmd
 }

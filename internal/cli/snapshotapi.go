@@ -31,14 +31,14 @@ const maxRefusal = 4 << 10
 
 // callServer makes a request whose answer may be long. Its caller closes the body. within bounds all of it; 0 for no
 // bound.
-func callServer(ctx context.Context, config *rest.Config, method, path string, within time.Duration) (*http.Response, error) {
+func callServer(ctx context.Context, config *rest.Config, method, path string, body io.Reader, within time.Duration) (*http.Response, error) {
 	own := rest.CopyConfig(config)
 	own.Timeout = within
 	client, err := rest.HTTPClientFor(own)
 	if err != nil {
 		return nil, fmt.Errorf("use the kubeconfig: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(config.Host, "/")+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(config.Host, "/")+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", config.Host, err)
 	}
@@ -61,7 +61,7 @@ func callServer(ctx context.Context, config *rest.Config, method, path string, w
 
 // askSnapshots makes a request and reads its answer.
 func askSnapshots(ctx context.Context, config *rest.Config, method, path string, within time.Duration, answer any) error {
-	resp, err := callServer(ctx, config, method, path, within)
+	resp, err := callServer(ctx, config, method, path, nil, within)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func fetchSnapshot(ctx context.Context, config *rest.Config, to string) (path st
 	} else if err != nil {
 		path = to
 	}
-	resp, err := callServer(ctx, config, http.MethodPost, snapshot.PathSend(longPaths), 0)
+	resp, err := callServer(ctx, config, http.MethodPost, snapshot.PathSend(longPaths), nil, 0)
 	if err != nil {
 		return "", m, err
 	}

@@ -25,6 +25,7 @@ import (
 
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/cluster/join"
+	"barque.dev/internal/cluster/upgrade"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
 	"barque.dev/internal/runtime/kernel"
@@ -39,13 +40,15 @@ type Agent struct {
 	worker *worker
 
 	// end stops the services; up: they run.
-	end     func(error)
-	up      atomic.Bool
-	leaving *leaving
-	control *control
+	end      func(error)
+	up       atomic.Bool
+	leaving  *leaving
+	control  *control
+	upgrades *upgrade.Upgrader
 }
 
-// RunAgent runs an agent until ctx ends. ready is called once its node is registered.
+// RunAgent runs an agent until ctx ends. ready is called once its node is registered. It returns ErrAgain when the
+// process has to be replaced by a new one of the same command line.
 func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 	a := &Agent{cfg: cfg, leaving: newLeaving()}
 	defer a.close()
@@ -53,6 +56,9 @@ func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 	defer a.end(nil)
 	for _, step := range []func(context.Context) error{a.openHome, a.enter, a.openCertificates, a.openWorker} {
 		if err := step(ctx); err != nil {
+			if errors.Is(context.Cause(ctx), errSwitch) {
+				return ErrAgain
+			}
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // it was told to stop while it started
 			}
@@ -61,6 +67,9 @@ func RunAgent(ctx context.Context, cfg AgentConfig, ready func()) error {
 	}
 	services := append([]run.Service{run.Func("memory", releaseMemory), run.Func("certificates", a.certs.renew)}, a.worker.services()...)
 	err := run.Group(ctx, cfg.Log, func() { a.up.Store(true); ready() }, services...)
+	if errors.Is(context.Cause(ctx), errSwitch) {
+		return ErrAgain
+	}
 	if !a.leaving.decided.Load() {
 		return err
 	}
@@ -84,7 +93,11 @@ func (a *Agent) openHome(context.Context) (err error) {
 	if err := a.home.checkLeft(); err != nil {
 		return err
 	}
-	if a.control, err = a.home.openControl(map[string]order{orderLeave: a.leaveOrder}); err != nil {
+	if a.upgrades, err = a.home.openUpgrades(a.cfg.NodeName, a.end, a.cfg.Log); err != nil {
+		return err
+	}
+	a.control, err = a.home.openControl(map[string]order{orderLeave: a.leaveOrder, orderSight: sightOrder(a.upgrades, a.up.Load)})
+	if err != nil {
 		return err
 	}
 	return checkPorts([]port{{a.cfg.NodeIP, kubeletPort, "the node's API", "run the agent on another machine"}})
@@ -150,6 +163,7 @@ func (a *Agent) openWorker(context.Context) error {
 	cfg := workerConfig{
 		Common: a.cfg.Common, home: a.home, ip: a.cfg.NodeIP, certs: a.certs, ca: a.joined.CA,
 		servers: append([]string{a.cfg.Server}, a.joined.Servers...), clusterDomain: a.joined.ClusterDomain,
+		paths: a.upgrades.Handlers(apiserver.LongPaths),
 	}
 	var err error
 	parse := func(list []string, into *netip.Prefix) {

@@ -21,7 +21,7 @@ import (
 	"barque.dev/internal/store/etcd"
 )
 
-// ErrAgain: what was to be done to the data of etcd is done, and the server has to start anew with it.
+// ErrAgain: the process has to be replaced by a new one of the same command line, since etcd has other data or its file another program.
 var ErrAgain = errors.New("the server has to start again")
 
 // next decides what happens when run has ended with err.
@@ -30,6 +30,8 @@ func (s *Server) next(ctx context.Context, err error) error {
 	case errors.Is(err, ErrLeft) && s.leaving.decided.Load():
 		s.cfg.Log.Info("this server has left the cluster", "server", s.cfg.NodeName)
 		return nil
+	case errors.Is(err, errSwitch):
+		return ErrAgain
 	case errors.Is(err, errRecover):
 		return s.recoverNow(ctx)
 	case errors.Is(err, etcd.ErrRemoved) && ctx.Err() == nil && s.home != nil && !s.leaving.decided.Load():

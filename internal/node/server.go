@@ -37,6 +37,7 @@ import (
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/cluster/membership"
 	"barque.dev/internal/cluster/snapshot"
+	"barque.dev/internal/cluster/upgrade"
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/encryption"
 	"barque.dev/internal/pki"
@@ -80,6 +81,7 @@ type Server struct {
 	membership *membership.Membership // nil with an etcd of the user's
 	detector   *detect.Detector       // likewise
 	snapshots  *snapshot.Keeper       // likewise
+	upgrades   *upgrade.Upgrader
 	leadership *leadership.Leadership
 
 	registry *registry.Registry
@@ -140,7 +142,7 @@ func (s *Server) run(ctx context.Context, ready func()) (err error) {
 
 // reason is why the services were stopped; nil when the process was told to stop.
 func (s *Server) reason(ctx context.Context) error {
-	for _, own := range []error{ErrLeft, errRecover} {
+	for _, own := range []error{ErrLeft, errRecover, errSwitch} {
 		if errors.Is(context.Cause(ctx), own) {
 			return own
 		}
@@ -202,7 +204,12 @@ func (s *Server) openHome(context.Context) (err error) {
 	if err := s.home.checkLeft(); err != nil {
 		return err
 	}
-	s.control, err = s.home.openControl(map[string]order{orderLeave: s.leaveOrder, orderPlan: s.planOrder, orderRecover: s.recoverOrder})
+	if s.upgrades, err = s.home.openUpgrades(s.cfg.NodeName, s.end, s.cfg.Log); err != nil {
+		return err
+	}
+	s.control, err = s.home.openControl(map[string]order{
+		orderLeave: s.leaveOrder, orderPlan: s.planOrder, orderRecover: s.recoverOrder, orderSight: sightOrder(s.upgrades, s.up.Load),
+	})
 	if err != nil {
 		return err
 	}
@@ -311,6 +318,7 @@ func (s *Server) openServer() error {
 	handlers := s.auth.Handlers()
 	maps.Copy(handlers, s.encryptionControl().Handlers())
 	maps.Copy(handlers, s.openSnapshots())
+	maps.Copy(handlers, s.upgrades.Handlers(apiserver.LongPaths))
 	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave)}
 	if s.membership != nil {
 		control := s.serversControl()

@@ -40,6 +40,8 @@ type workerConfig struct {
 	prefer  string
 	certs   certificates
 	ca      []byte
+	// paths are served by the node's API, beside its own.
+	paths map[string]http.Handler
 
 	clusterCIDR, serviceCIDR netip.Prefix
 	clusterDNS               netip.Addr
@@ -157,7 +159,7 @@ func (w *worker) openAgent() (err error) {
 		NodeName: w.cfg.NodeName, NodeIPs: []string{w.cfg.ip.String()}, Client: w.client,
 		Runtime: w.cri, Images: w.cri, RootDir: w.cfg.home.path("agent", "kubelet"), CgroupRoot: w.cfg.CgroupRoot,
 		ClusterDNS: []string{w.cfg.clusterDNS.String()}, ClusterDomain: w.cfg.clusterDomain,
-		TLS: w.cfg.certs.ServingTLS(), ClientCA: w.cfg.ca,
+		TLS: w.cfg.certs.ServingTLS(), ClientCA: w.cfg.ca, Paths: w.cfg.paths,
 		Metrics: w.metrics, ImageGC: w.cfg.ImageGC, LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
 	})
 	return err

@@ -5,6 +5,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -107,6 +108,7 @@ type cluster struct {
 	dir     string
 	servers int
 	agents  int
+	own     string // the machines' program, if not the program under test
 }
 
 // up starts a cluster in a directory of its own; its name is short since sockets are in it.
@@ -151,7 +153,7 @@ func (c *cluster) heal(flags ...string) error {
 		fmt.Printf("  up %5.1fs  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
 	}
 	lc, err := local.Up(ctx, local.Options{
-		Dir: c.dir, Servers: c.servers, Agents: c.agents, Program: program, ServerFlags: flags, Progress: progress, Log: slog.Default(),
+		Dir: c.dir, Servers: c.servers, Agents: c.agents, Program: cmp.Or(c.own, program), ServerFlags: flags, Progress: progress, Log: slog.Default(),
 	})
 	if lc != nil {
 		c.Cluster = lc

@@ -30,6 +30,13 @@ func clusterWith(t *testing.T, agents int, flags ...string) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{dir: dir, servers: 3, agents: agents}
+	c.begin(t, flags...)
+	return c
+}
+
+// begin starts a cluster, and takes it away when the test ends.
+func (c *cluster) begin(t *testing.T, flags ...string) {
+	t.Helper()
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.printLogs(os.Stderr)
@@ -44,7 +51,6 @@ func clusterWith(t *testing.T, agents int, flags ...string) *cluster {
 	if err := c.importImages(); err != nil {
 		t.Fatal(err)
 	}
-	return c
 }
 
 // tryBarque runs the program under test, and returns its exit code and all that it prints.

@@ -50,7 +50,9 @@ type Config struct {
 	VolumePath func(ctx context.Context, pod *corev1.Pod, v *corev1.Volume) (string, error)
 	Runtime    cri.Runtime
 	Metrics    *metrics.Set
-	Log        *slog.Logger
+	// Paths are served beside the kubelet's.
+	Paths map[string]http.Handler
+	Log   *slog.Logger
 }
 
 // Server serves the node's API. Make it with New.
@@ -131,6 +133,9 @@ func (s *Server) routes() http.Handler {
 	handle("GET /metrics/probes", promhttp.HandlerFor(s.Metrics.Probes, promhttp.HandlerOpts{}).ServeHTTP)
 	handle("GET /metrics/resource", s.serveMetrics(s.resourceSamples, "resource_scrape_error"))
 	handle("GET /metrics/cadvisor", s.serveMetrics(s.containerSamples, "container_scrape_error"))
+	for path, h := range s.Paths {
+		handle(path, h.ServeHTTP)
+	}
 	return mux
 }
 
