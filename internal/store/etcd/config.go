@@ -88,8 +88,9 @@ const (
 	// value that was written: at most the sum of both.
 	snapshotEvery = 5000
 	keepEntries   = 2500
-	// maxLearners is how many members may join at the same time.
-	maxLearners = 4
+	// maxLearners is how many members may be without a vote at the same time: those that join, and those that stand by.
+	// All members have to agree on it, since each applies it to what raft decided.
+	maxLearners = 32
 	// defragAtStart is how many MiB must be free in the database to shrink it at start.
 	defragAtStart = 100
 )

@@ -6,6 +6,7 @@ import (
 	"expvar"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
@@ -30,6 +32,8 @@ type Member struct {
 	etcd *embed.Etcd
 	srv  *etcdserver.EtcdServer
 	log  *slog.Logger
+	// peers asks other members whether they respond.
+	peers *http.Transport
 
 	closing atomic.Bool
 	close   sync.Once
@@ -48,6 +52,10 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
 	}
 	m := &Member{cfg: cfg, etcd: e, srv: e.Server, log: cfg.Log}
+	if m.peers, err = transport.NewTransport(cfg.PeerTLS.info(), RespondTimeout); err != nil {
+		m.etcd.Close()
+		return nil, fmt.Errorf("start etcd member %s: its certificate: %w", cfg.Name, err)
+	}
 	if err := errors.Join(m.electAlone(ctx), m.readdress(ctx)); err != nil {
 		m.Close()
 		return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
@@ -128,6 +136,9 @@ func (m *Member) Close() {
 			m.srv.Stop()
 		}
 		m.etcd.Close()
+		if m.peers != nil {
+			m.peers.CloseIdleConnections()
+		}
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"sort"
 	"sync"
@@ -84,14 +85,15 @@ func (m *Member) Promote(ctx context.Context, id uint64) error {
 // ErrQuorum: a change of membership would leave no quorum of members that can be reached.
 var ErrQuorum = errors.New("it would endanger the quorum")
 
-// dialTimeout is how long a member has to accept a connection to count as alive.
+// dialTimeout is how long a member has to accept a connection to count as reachable.
 const dialTimeout = 500 * time.Millisecond
 
-// Remove takes a member out of the cluster. It returns ErrQuorum when those that remain and can
-// be reached from here would be no majority. Removing one that is gone already succeeds.
+// Remove takes a member out of the cluster. It returns ErrQuorum when those that remain and
+// respond to this one would be no majority; to find that out takes up to RespondTimeout. Removing one that is gone
+// already succeeds.
 func (m *Member) Remove(ctx context.Context, id uint64) error {
 	members := m.Members()
-	alive := m.Reachable(ctx)
+	alive := m.Responding(ctx)
 	if err := CheckRemoval(members, alive, id); err != nil {
 		return fmt.Errorf("remove member %x: %w", id, err)
 	}
@@ -131,13 +133,53 @@ func CheckRemoval(members []MemberInfo, alive map[uint64]bool, id uint64) error 
 	return nil
 }
 
-// Reachable tells which members accept connections at a peer URL, within half a second.
+// Reachable tells which members accept connections at a peer URL, within half a second. A member whose process stands still
+// is among them, since its kernel accepts for it: so who is missing is gone, and who is here need not be well.
 func (m *Member) Reachable(ctx context.Context) map[uint64]bool {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	return m.ask(func(u *url.URL) bool {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp", u.Host)
+		if err != nil {
+			return false
+		}
+		_ = conn.Close()
+		return true
+	})
+}
+
+// RespondTimeout is how long a member may take to respond.
+const RespondTimeout = 2 * time.Second
+
+// versionPath is where every member tells its version to the others.
+const versionPath = "/version"
+
+// Responding tells which members' processes answer a question at a peer URL, within RespondTimeout. This one is among them.
+// One that is busy for longer, or is starting, is missing.
+func (m *Member) Responding(ctx context.Context) map[uint64]bool {
+	ctx, cancel := context.WithTimeout(ctx, RespondTimeout)
+	defer cancel()
+	return m.ask(func(u *url.URL) bool {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.JoinPath(versionPath).String(), nil)
+		if err != nil {
+			return false
+		}
+		resp, err := m.peers.RoundTrip(req)
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// ask has answers look at every peer URL of the other members, all at once, and returns those members for which it
+// was true once, and this one.
+func (m *Member) ask(answers func(*url.URL) bool) map[uint64]bool {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	alive := map[uint64]bool{m.ID(): true}
+	found := map[uint64]bool{m.ID(): true}
 	for _, mb := range m.Members() {
 		for _, peer := range mb.PeerURLs {
 			u, err := url.Parse(peer)
@@ -145,20 +187,17 @@ func (m *Member) Reachable(ctx context.Context) map[uint64]bool {
 				continue
 			}
 			wg.Go(func() {
-				var d net.Dialer
-				conn, err := d.DialContext(ctx, "tcp", u.Host)
-				if err != nil {
+				if !answers(u) {
 					return
 				}
-				conn.Close()
 				mu.Lock()
 				defer mu.Unlock()
-				alive[mb.ID] = true
+				found[mb.ID] = true
 			})
 		}
 	}
 	wg.Wait()
-	return alive
+	return found
 }
 
 // MoveLeader hands leadership to another voting member. Only the leader can.

@@ -99,7 +99,7 @@ func lastWrite(wal string) (last time.Time) {
 
 // Recover makes, of what a data directory holds, that of a cluster with this member alone, and returns its revision. All
 // other members are removed: those that still run are told so, and stop, when they find this one again. What they alone had
-// is lost; all else stays, also what was not known here to be decided. The revision rises by RevisionGap, and
+// is lost; all else stays, also what was not known here to be decided. It gets a vote if it had none. The revision rises by RevisionGap, and
 // what is older counts as compacted: whoever watches begins anew.
 //
 // No member may run in the directory. A call that failed can be repeated.
@@ -110,7 +110,7 @@ func Recover(ctx context.Context, name, dir string, cfg Config) (int64, error) {
 	// Nobody is to reach it before it is done.
 	cfg.Name, cfg.DataDir, cfg.PeerURL, cfg.ListenPeer, cfg.PeerTLS, cfg.ClientListen = name, dir, "http://127.0.0.1:0", "", TLSFiles{}, ""
 	cfg.ForceNewCluster = true
-	if err := decideTail(dir); err != nil {
+	if err := settle(name, dir); err != nil {
 		return 0, fmt.Errorf("recover %s: %w", dir, err)
 	}
 	if err := alone(ctx, &cfg); err != nil {
@@ -121,6 +121,23 @@ func Recover(ctx context.Context, name, dir string, cfg Config) (int64, error) {
 		return 0, fmt.Errorf("recover %s: %w", dir, err)
 	}
 	return revision, nil
+}
+
+// settle prepares the log for the recovery: all of it is decided, and the member has a vote.
+func settle(name, dir string) error {
+	if err := decideTail(dir); err != nil {
+		return err
+	}
+	held, err := Inspect(dir)
+	if err != nil {
+		return err
+	}
+	for _, mb := range held.Members {
+		if mb.Name == name && mb.Learner {
+			return decideVote(dir, mb.ID)
+		}
+	}
+	return nil
 }
 
 // alone lets the member find itself alone. In the end its log begins with a snapshot, so that who joins later gets the database
