@@ -55,8 +55,7 @@ func newServer(s Streams) *cobra.Command {
 	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
 	flags.DurationVar(&cfg.NodeGrace, "node-monitor-grace-period", node.DefaultNodeGrace,
 		"how long a node may be silent, machine and all, before it is called not ready; a machine that is surely gone is noticed much sooner")
-	flags.DurationVar(&cfg.RemoveDeadAfter, "remove-dead-after", node.DefaultRemoveDead,
-		"how long no server may reach another one until that is removed from the cluster, if a quorum of the others is well; 0 for never")
+	removalFlags(flags, &cfg)
 	fair := flags.Bool("enable-priority-and-fairness", true, "serve requests by priority and fairness (FlowSchemas and PriorityLevelConfigurations); without it, who comes first is served first")
 	flags.Int64Var(&cfg.Requests.Reads, "max-requests-inflight", node.DefaultRequests, "how many `requests` that read are answered at a time; with priority and fairness, the sum of this and the next is shared out")
 	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")

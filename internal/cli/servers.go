@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/node"
 )
 
 func newServerList(s Streams) *cobra.Command {
@@ -54,9 +56,19 @@ func roleOf(m membership.Server) string {
 	case m.Learner && m.Name == "":
 		return "joining"
 	case m.Learner:
-		return "learner"
+		return "standby"
 	}
 	return "voter"
+}
+
+// standbys counts the servers that could take a voter's place.
+func standbys(list membership.List) (n int) {
+	for _, m := range list.Servers {
+		if roleOf(m) == "standby" && m.Answers {
+			n++
+		}
+	}
+	return n
 }
 
 // outlook says what the cluster bears.
@@ -64,6 +76,9 @@ func outlook(list membership.List) string {
 	dead := "servers that are gone stay members until `barque server remove`"
 	if list.Grace > 0 {
 		dead = fmt.Sprintf("one that no other reaches for %v is removed by itself", list.Grace.Round(time.Second))
+	}
+	if n := standbys(list); n > 0 && list.Grace > 0 && list.Replace > 0 {
+		dead = fmt.Sprintf("a voter that no other reaches for %v is replaced by one of %d on standby", min(list.Grace, list.Replace).Round(time.Second), n)
 	}
 	switch {
 	case list.Spare < 0:
@@ -74,6 +89,16 @@ func outlook(list membership.List) string {
 		return "one server that answers may be lost; " + dead
 	}
 	return fmt.Sprintf("%d servers that answer may be lost; %s", list.Spare, dead)
+}
+
+// removalFlags say when servers that are silent are removed.
+func removalFlags(flags *pflag.FlagSet, cfg *node.ServerConfig) {
+	flags.DurationVar(&cfg.RemoveDeadAfter, "remove-dead-after", node.DefaultRemoveDead,
+		"how long no server may reach another one until that is removed from the cluster, if a quorum of the others is well; 0 for never")
+	flags.DurationVar(&cfg.ReplaceDeadAfter, "replace-dead-after", node.DefaultReplaceDead,
+		"how long that is for one that votes, when a server without a vote can take its place; 0 for as long as otherwise")
+	flags.BoolVar(&cfg.HastyRemoval, "hasty-removal", false, "let --remove-dead-after and --replace-dead-after be as short as tests need them")
+	_ = flags.MarkHidden("hasty-removal")
 }
 
 func newServerRemove(s Streams) *cobra.Command {

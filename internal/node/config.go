@@ -99,6 +99,11 @@ type ServerConfig struct {
 	TLSNames []string
 	// RemoveDeadAfter is how long no server may reach another one until it is removed from the cluster; 0 is for ever.
 	RemoveDeadAfter time.Duration
+	// ReplaceDeadAfter is how long that is for a voter when a server without a vote can take its place; 0 is as long as otherwise.
+	ReplaceDeadAfter time.Duration
+	// HastyRemoval lets both be as short as one likes: for tests, which can't wait for a quarter of an hour. For anything else a
+	// server that only starts again would be thrown out.
+	HastyRemoval bool
 	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
 	NodeGrace time.Duration
 	// Access says who may do what.
@@ -142,8 +147,16 @@ const (
 // removed when that is no hope any more.
 const DefaultRemoveDead = 72 * time.Hour
 
-// minRemoveDead is longer than what a server that starts again takes.
-const minRemoveDead = time.Second
+// DefaultReplaceDead is longer than a machine takes to start again, with its firmware's checks and those of its disks. The voter
+// that is replaced loses nothing but its vote: it comes back as a server that stands by.
+const DefaultReplaceDead = 15 * time.Minute
+
+// minRemoveDead is longer than most machines take to start again: whoever is removed meanwhile gets all its data anew, and
+// the cluster can lose one server less. minReplaceDead is longer than what the process alone takes.
+const (
+	minRemoveDead  = 10 * time.Minute
+	minReplaceDead = time.Minute
+)
 
 // DefaultNodeGrace is stock's --node-monitor-grace-period.
 const DefaultNodeGrace = 40 * time.Second
@@ -195,8 +208,8 @@ func (c *ServerConfig) Complete() error {
 	if c.NodeGrace < minNodeGrace {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
-	if c.RemoveDeadAfter != 0 && c.RemoveDeadAfter < minRemoveDead {
-		return fmt.Errorf("--remove-dead-after %v: choose %v or more, or 0 for never", c.RemoveDeadAfter, minRemoveDead)
+	if err := c.checkRemoval(); err != nil {
+		return err
 	}
 	if err := c.Audit.Check(); err != nil {
 		return err
@@ -244,6 +257,20 @@ func (c *ServerConfig) Complete() error {
 		return err
 	}
 	return c.checkRanges()
+}
+
+func (c *ServerConfig) checkRemoval() error {
+	leastRemove, leastReplace := minRemoveDead, minReplaceDead
+	if c.HastyRemoval {
+		leastRemove, leastReplace = time.Second, time.Second
+	}
+	switch {
+	case c.RemoveDeadAfter != 0 && c.RemoveDeadAfter < leastRemove:
+		return fmt.Errorf("--remove-dead-after %v: choose %v or more, so that a machine may start again meanwhile, or 0 for never", c.RemoveDeadAfter, leastRemove)
+	case c.ReplaceDeadAfter != 0 && c.ReplaceDeadAfter < leastReplace:
+		return fmt.Errorf("--replace-dead-after %v: choose %v or more, or 0 to wait for --remove-dead-after", c.ReplaceDeadAfter, leastReplace)
+	}
+	return nil
 }
 
 func (c *ServerConfig) checkRanges() error {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -122,8 +123,32 @@ func (s *Server) keepMembers(list []join.Member) error {
 // maxKnown bounds how many servers' URLs are remembered.
 const maxKnown = 16
 
+// expect writes down where the API of a server that joins will be, as far as can be told from where its etcd is: should this one
+// lose its data before it has heard of the other, it finds its way back by that.
+func (s *Server) expect(peerURL string, f join.Facts) error {
+	u, err := url.Parse(peerURL)
+	if err != nil {
+		return fmt.Errorf("peer URL: %w", err)
+	}
+	s.factsMu.Lock()
+	defer s.factsMu.Unlock()
+	api := "https://" + net.JoinHostPort(u.Hostname(), strconv.Itoa(s.cfg.HTTPSPort))
+	if slices.Contains(s.others, api) {
+		return nil
+	}
+	s.others = append([]string{api}, s.others...)
+	return s.writeFacts(f)
+}
+
 // keepFacts writes down what all servers must agree on, for the next start.
 func (s *Server) keepFacts(f join.Facts) error {
+	s.factsMu.Lock()
+	defer s.factsMu.Unlock()
+	return s.writeFacts(f)
+}
+
+// writeFacts is keepFacts under its lock.
+func (s *Server) writeFacts(f join.Facts) error {
 	// Servers that stopped are known too: this one may be the last to stop, and the first to come back.
 	for _, url := range s.others {
 		if len(f.Servers) < maxKnown && !slices.Contains(f.Servers, url) {
@@ -291,7 +316,7 @@ func (s *Server) addMember(ctx context.Context, req join.ServerRequest) ([]join.
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", join.ErrTryAgain, err)
 	}
-	if err := s.unban(ctx, req.Name); err != nil {
+	if err := errors.Join(s.welcome(ctx, req.Name), s.expect(req.PeerURL, s.facts())); err != nil {
 		return nil, fmt.Errorf("%w: %w", join.ErrTryAgain, err)
 	}
 	var members []join.Member

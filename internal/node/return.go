@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"barque.dev/internal/apiserver"
@@ -55,6 +54,9 @@ const (
 	// returnAttempt bounds one attempt to come back by one server, returnPause is between rounds over all of them.
 	returnAttempt = 20 * time.Second
 	returnPause   = time.Second
+	// returnRefusals is how many rounds end the attempt, in which some refuse this server for good and none says otherwise: one
+	// that does may just be starting.
+	returnRefusals = 5
 	// returnSay is how often it is said that none takes this server in.
 	returnSay = 30 * time.Second
 )
@@ -76,27 +78,52 @@ func (s *Server) comeBack(ctx context.Context) error {
 			s.home.path("etcd"), s.home.dir)
 	}
 	request := join.ServerRequest{Name: s.cfg.NodeName, PeerURL: s.peerURL(), Version: apiserver.KubernetesVersion, Reads: []string{join.ReadsEncryption}}
-	said := time.Time{}
+	joined, err := enterBy(ctx, entrances, s.cfg.Log, func(ctx context.Context, url string) (*join.ServerJoin, error) {
+		return join.Server(ctx, join.Options{URL: url, CA: s.pki.Cluster.PEM(), Certificate: keeper.GetClientCertificate}, request)
+	})
+	if err != nil {
+		return err
+	}
+	return s.keepMembers(joined.Members)
+}
+
+// enterBy tries the entrances, one after the other and again and again, until one takes this server in. It gives up when
+// rounds on end brought only refusals for good from those that answered: one of them alone may be mistaken, since it is cut off, or
+// its clock is wrong.
+func enterBy(ctx context.Context, entrances []string, log *slog.Logger, try func(ctx context.Context, url string) (*join.ServerJoin, error)) (*join.ServerJoin, error) {
+	said, refusals := time.Time{}, 0
 	for {
+		var refused error
+		later := false
 		for _, url := range entrances {
 			attempt, cancel := context.WithTimeout(ctx, returnAttempt)
-			joined, err := join.Server(attempt, join.Options{URL: url, CA: s.pki.Cluster.PEM(), Certificate: keeper.GetClientCertificate}, request)
+			joined, err := try(attempt, url)
 			cancel()
+			if err == nil {
+				log.Info("this server joins the cluster anew", "by", url)
+				return joined, nil
+			}
 			switch {
-			case err == nil:
-				s.cfg.Log.Info("this server joins the cluster anew", "by", url)
-				return s.keepMembers(joined.Members)
 			case join.Refused(err, join.CodeConflict), join.Refused(err, join.CodeUnknownToken):
-				return fmt.Errorf("come back to the cluster by %s: %w", url, err)
-			case time.Since(said) > returnSay:
-				s.cfg.Log.Warn("no server takes this one in yet", "server", url, "error", err)
+				refused = fmt.Errorf("come back to the cluster by %s: %w", url, err)
+			case !errors.Is(err, join.ErrUnreachable):
+				later = true
+			}
+			if time.Since(said) > returnSay {
+				log.Warn("no server takes this one in yet", "server", url, "error", err)
 			}
 		}
 		if time.Since(said) > returnSay {
 			said = time.Now()
 		}
+		if refusals++; refused == nil || later {
+			refusals = 0
+		}
+		if refusals >= returnRefusals {
+			return nil, refused
+		}
 		if !run.Pause(ctx, returnPause) {
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -118,10 +145,6 @@ func (s *Server) entrances() []string {
 	return urls
 }
 
-// removedServers is the ConfigMap in kube-system with the servers that an administrator removed, and when. They must not come back
-// by themselves.
-const removedServers = "barque-removed-servers"
-
 // mayReturn refuses a server that comes by its key after an administrator removed it, or after another machine took
 // its place.
 func (s *Server) mayReturn(ctx context.Context, req join.ServerRequest) error {
@@ -129,77 +152,40 @@ func (s *Server) mayReturn(ctx context.Context, req join.ServerRequest) error {
 	if s.membership == nil {
 		return nil
 	}
+	// A server that was cut off must not refuse for what was so before.
+	if err := s.catchUp(ctx); err != nil {
+		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)
+	}
 	for _, m := range s.membership.List() {
 		if m.Name == name && !slices.Contains(m.PeerURLs, req.PeerURL) {
 			return fmt.Errorf("%w: another machine, at %s, has taken the place of server %s: end this one for good, or remove its data directory and let it join with a token and another name",
 				join.ErrConflict, m.PeerURLs, name)
 		}
 	}
-	var list corev1.ConfigMap
-	if err := s.catchUp(ctx); err != nil {
+	when, removed, err := s.listed(ctx, removedServers, name)
+	if err != nil {
 		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)
 	}
-	err := s.client.Get(ctx, ctrlclient.ObjectKey{Namespace: metav1.NamespaceSystem, Name: removedServers}, &list)
-	if ctrlclient.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("%w: %w", join.ErrTryAgain, err)
-	}
-	if when, ok := list.Data[name]; ok {
+	if removed {
 		return fmt.Errorf("%w: server %s was removed from the cluster by an administrator at %s: to take it in again, remove its data directory and join with a token",
 			join.ErrConflict, name, when)
 	}
 	return nil
 }
 
-// ban notes that a server must not come back by itself.
-func (s *Server) ban(ctx context.Context, name string) error {
-	when := time.Now().UTC().Format(time.RFC3339)
-	return s.changeRemoved(ctx, func(list map[string]string) { list[name] = when })
-}
-
-// unban forgets that.
-func (s *Server) unban(ctx context.Context, name string) error {
-	return s.changeRemoved(ctx, func(list map[string]string) { delete(list, name) })
-}
-
-// changeRemoved changes the list of removed servers, which is made if need be.
-func (s *Server) changeRemoved(ctx context.Context, change func(map[string]string)) error {
-	c := s.client.WithFieldManager(serverManager)
-	for {
-		list := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: removedServers}}
-		err := c.Get(ctx, ctrlclient.ObjectKeyFromObject(&list), &list)
-		missing := apierrors.IsNotFound(err)
-		if err != nil && !missing {
-			return fmt.Errorf("read which servers were removed: %w", err)
-		}
-		before := len(list.Data)
-		if list.Data == nil {
-			list.Data = map[string]string{}
-		}
-		change(list.Data)
-		switch {
-		case len(list.Data) == before && before == 0:
-			return nil
-		case missing:
-			err = c.Create(ctx, &list)
-		default:
-			err = c.Update(ctx, &list)
-		}
-		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("note which servers were removed: %w", err)
-		}
-		return nil
-	}
-}
-
 // removeDead removes servers that are gone for good, while this one leads.
 func (s *Server) removeDead(ctx context.Context) error {
 	return s.membership.RemoveDead(ctx, membership.WatchConfig{
-		Grace: s.cfg.RemoveDeadAfter, Ask: s.askServer,
+		Bounds: s.removalBounds(), Ask: s.askServer, Removing: s.noteLost,
 		Removed: func(ctx context.Context, name string) { s.tidy(ctx, name) },
 	})
+}
+
+func (s *Server) removalBounds() membership.Bounds {
+	if s.cfg.RemoveDeadAfter == 0 {
+		return membership.Bounds{}
+	}
+	return membership.Bounds{Remove: s.cfg.RemoveDeadAfter, Replace: s.cfg.ReplaceDeadAfter}
 }
 
 // askServer has another server tell whom it reaches.
@@ -215,7 +201,7 @@ func (s *Server) askServer(ctx context.Context, m etcd.MemberInfo) ([]uint64, er
 // serversControl is what administrators see and do of the servers.
 func (s *Server) serversControl() *membership.Control {
 	return membership.NewControl(membership.ControlConfig{
-		Membership: s.membership, Grace: s.cfg.RemoveDeadAfter, Banned: s.ban, Removed: s.afterRemoval,
+		Membership: s.membership, Bounds: s.removalBounds(), Banned: s.ban, Allowed: s.allow, Lost: s.lost, Removed: s.afterRemoval,
 		MayAsk: func(r *http.Request) bool { return s.returning(r) != "" }, Log: s.cfg.Log,
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,8 +58,10 @@ type Server struct {
 	cfg  ServerConfig
 	home *home
 
-	// others are the servers' URLs as they were written down at an earlier time.
-	others []string
+	// others are the servers' URLs as they were written down at an earlier time. factsMu guards them, and what is written down,
+	// once the services run.
+	others  []string
+	factsMu sync.Mutex
 
 	pki      *pki.Authorities
 	listener net.Listener

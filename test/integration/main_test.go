@@ -148,8 +148,17 @@ func ownCluster(t *testing.T) *cluster {
 func (c *cluster) heal(flags ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	progress, err := c.up(ctx, flags...)
+	if err != nil {
+		return err
+	}
+	return c.WaitNodes(ctx, progress)
+}
+
+// up runs `barque up`, which waits for the servers, and not for nodes.
+func (c *cluster) up(ctx context.Context, flags ...string) (progress func(format string, args ...any), err error) {
 	started := time.Now()
-	progress := func(format string, args ...any) {
+	progress = func(format string, args ...any) {
 		fmt.Printf("  up %5.1fs  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
 	}
 	lc, err := local.Up(ctx, local.Options{
@@ -158,10 +167,7 @@ func (c *cluster) heal(flags ...string) error {
 	if lc != nil {
 		c.Cluster = lc
 	}
-	if err != nil {
-		return err
-	}
-	return lc.WaitNodes(ctx, progress)
+	return progress, err
 }
 
 func (c *cluster) down() error {

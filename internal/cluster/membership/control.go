@@ -30,8 +30,10 @@ type List struct {
 	Servers []Server `json:"servers"`
 	// Spare is how many more of the servers that answer may be lost; negative without a quorum.
 	Spare int `json:"spare"`
-	// Grace is after which a silent server is removed by itself; 0 for never.
-	Grace time.Duration `json:"grace"`
+	// Grace is after which a silent server is removed by itself; 0 for never. Replace is after which a silent voter is, when
+	// another server stands by.
+	Grace   time.Duration `json:"grace"`
+	Replace time.Duration `json:"replace,omitempty"`
 }
 
 // A Server is one of them.
@@ -41,7 +43,7 @@ type Server struct {
 	Peer    string `json:"peer"`
 	Leader  bool   `json:"leader"`
 	Learner bool   `json:"learner"`
-	// Answers tells whether it answers the server that was asked.
+	// Answers tells whether its process answers the server that was asked.
 	Answers bool `json:"answers"`
 }
 
@@ -64,9 +66,15 @@ var ErrAnswers = errors.New("it answers")
 // ControlConfig is what a Control stands on.
 type ControlConfig struct {
 	Membership *Membership
-	Grace      time.Duration
-	// Banned is called before a removal: the server must not come back by itself.
-	Banned func(ctx context.Context, name string) error
+	// Bounds are those of WatchConfig; the zero value if silent servers are not removed.
+	Bounds Bounds
+	// Banned is called before a removal: the server must not come back by itself. Allowed takes that back when the server
+	// was not removed.
+	Banned  func(ctx context.Context, name string) error
+	Allowed func(ctx context.Context, name string) error
+	// Lost tells whether a name that no member has is that of a server which may come back: it was removed by itself, or
+	// nobody knows what became of the attempt to remove it.
+	Lost func(ctx context.Context, name string) (bool, error)
 	// Removed is called after it; it tidies up, and returns what is left to do.
 	Removed func(ctx context.Context, name string) []string
 	// MayAsk tells whether a request comes from a server.
@@ -108,8 +116,8 @@ func (c *Control) list(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := c.cfg.Membership.member
-	alive, members := m.Reachable(r.Context()), m.Members()
-	list := List{Spare: Spare(members, alive), Grace: c.cfg.Grace}
+	alive, members := m.Responding(r.Context()), m.Members()
+	list := List{Spare: Spare(members, alive), Grace: c.cfg.Bounds.Remove, Replace: c.cfg.Bounds.Replace}
 	for _, mb := range members {
 		list.Servers = append(list.Servers, Server{
 			Name: mb.Name, ID: fmt.Sprintf("%x", mb.ID), Peer: strings.Join(mb.PeerURLs, ","), Leader: mb.ID == m.Leader(), Learner: mb.Learner,
@@ -162,9 +170,9 @@ func (c *Control) take(ctx context.Context, what Removal) ([]string, error) {
 	m := c.cfg.Membership
 	id, ok := m.find(what.Name)
 	if !ok {
-		return nil, fmt.Errorf("remove server %s: %w", what.Name, ErrUnknown)
+		return c.shutOut(ctx, what.Name)
 	}
-	if !what.Force && m.member.Reachable(ctx)[id] {
+	if !what.Force && m.member.Responding(ctx)[id] {
 		return nil, fmt.Errorf("remove server %s: %w", what.Name, ErrAnswers)
 	}
 	if err := m.MayRemove(ctx, what.Name); err != nil {
@@ -173,10 +181,39 @@ func (c *Control) take(ctx context.Context, what Removal) ([]string, error) {
 	if err := c.cfg.Banned(ctx, what.Name); err != nil {
 		return nil, fmt.Errorf("remove server %s: %w", what.Name, err)
 	}
-	if err := m.Remove(ctx, what.Name); err != nil {
-		return nil, err
+	err := m.Remove(ctx, what.Name)
+	if _, still := m.find(what.Name); err != nil && still {
+		return nil, c.takeBack(ctx, what.Name, err)
 	}
 	return c.cfg.Removed(ctx, what.Name), nil
+}
+
+// shutOut keeps a server away that is no member any more, but could become one again by its key.
+func (c *Control) shutOut(ctx context.Context, name string) ([]string, error) {
+	lost, err := c.cfg.Lost(ctx, name)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("remove server %s: %w", name, err)
+	case !lost:
+		return nil, fmt.Errorf("remove server %s: %w", name, ErrUnknown)
+	}
+	if err := c.cfg.Banned(ctx, name); err != nil {
+		return nil, fmt.Errorf("remove server %s: %w", name, err)
+	}
+	return c.cfg.Removed(ctx, name), nil
+}
+
+// takeBackTimeout bounds what is done after whoever asked may have gone.
+const takeBackTimeout = 5 * time.Second
+
+// takeBack lets a server be a member on as before, since removing it failed for the reason.
+func (c *Control) takeBack(ctx context.Context, name string, reason error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTimeout)
+	defer cancel()
+	if err := c.cfg.Allowed(ctx, name); err != nil {
+		return fmt.Errorf("%w; and it could not be noted that it stays, so that it would not come back by itself if its data were lost: remove it again (%w)", reason, err)
+	}
+	return reason
 }
 
 // advise is an error with what to do about it.

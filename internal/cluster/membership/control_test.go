@@ -28,17 +28,17 @@ func TestControlLists(t *testing.T) {
 	f := three()
 	f.alive = map[uint64]bool{1: true, 2: true}
 	f.members = append(f.members, etcd.MemberInfo{ID: 4, PeerURLs: []string{"http://d"}, Learner: true})
-	c := membership.NewControl(membership.ControlConfig{Membership: membership.New(membership.Config{Member: f}), Grace: time.Hour})
+	c := membership.NewControl(membership.ControlConfig{Membership: membership.New(membership.Config{Member: f}), Bounds: membership.Bounds{Remove: time.Hour, Replace: time.Minute}})
 	code, body := call(c, http.MethodGet, membership.PathServers, "")
 	var list membership.List
 	if err := json.Unmarshal([]byte(body), &list); err != nil || code != http.StatusOK {
 		t.Fatal(code, err)
 	}
-	want := membership.List{Grace: time.Hour, Servers: []membership.Server{
+	want := membership.List{Grace: time.Hour, Replace: time.Minute, Servers: []membership.Server{
 		{ID: "4", Peer: "http://d", Learner: true}, {Name: "a", ID: "1", Peer: "http://a", Leader: true, Answers: true},
 		{Name: "b", ID: "2", Peer: "http://b", Answers: true}, {Name: "c", ID: "3", Peer: "http://c"},
 	}}
-	if !slices.Equal(list.Servers, want.Servers) || list.Grace != want.Grace || list.Spare != 0 {
+	if !slices.Equal(list.Servers, want.Servers) || list.Grace != want.Grace || list.Replace != want.Replace || list.Spare != 0 {
 		t.Errorf("%+v", list)
 	}
 	if code, _ := call(c, http.MethodDelete, membership.PathServers, ""); code != http.StatusMethodNotAllowed {
@@ -47,26 +47,39 @@ func TestControlLists(t *testing.T) {
 }
 
 func TestControlRemoves(t *testing.T) {
+	errBusy := errors.New("another change is under way")
 	for name, tt := range map[string]struct {
 		body   string
 		alive  []uint64
+		frozen uint64
 		banErr error
+		fails  []error // the next changes
+		lost   string  // who may come back
 		code   int
 		says   string
 		done   string // what was done, in order
 	}{
-		"a dead one":               {`{"name":"c"}`, []uint64{1, 2}, nil, 200, "look after it", "ban c, remove 3, tidy c"},
-		"a living one":             {`{"name":"c"}`, []uint64{1, 2, 3}, nil, 409, "run `barque leave` on it", ""},
-		"a living one, by force":   {`{"name":"c","force":true}`, []uint64{1, 2, 3}, nil, 200, "", "ban c, remove 3, tidy c"},
-		"when the others are few":  {`{"name":"c"}`, []uint64{1}, nil, 409, "start the servers that are down", ""},
-		"nobody":                   {`{"name":"x"}`, []uint64{1, 2, 3}, nil, 404, "there are a, b, c", ""},
-		"no name":                  {`{}`, []uint64{1, 2, 3}, nil, 400, "name the server", ""},
-		"nonsense":                 {`{`, []uint64{1, 2, 3}, nil, 400, "name the server", ""},
-		"when that can't be noted": {`{"name":"c"}`, []uint64{1, 2}, errors.New("no quorum"), 503, "no quorum", ""},
+		"a dead one":               {body: `{"name":"c"}`, alive: []uint64{1, 2}, code: 200, says: "look after it", done: "ban c, remove 3, tidy c"},
+		"a living one":             {body: `{"name":"c"}`, alive: []uint64{1, 2, 3}, code: 409, says: "run `barque leave` on it"},
+		"a frozen one":             {body: `{"name":"c"}`, alive: []uint64{1, 2, 3}, frozen: 3, code: 200, done: "ban c, remove 3, tidy c"},
+		"a living one, by force":   {body: `{"name":"c","force":true}`, alive: []uint64{1, 2, 3}, code: 200, done: "ban c, remove 3, tidy c"},
+		"when the others are few":  {body: `{"name":"c"}`, alive: []uint64{1}, code: 409, says: "start the servers that are down"},
+		"when another is frozen":   {body: `{"name":"c"}`, alive: []uint64{1, 2}, frozen: 2, code: 409, says: "start the servers that are down"},
+		"nobody":                   {body: `{"name":"x"}`, alive: []uint64{1, 2, 3}, code: 404, says: "there are a, b, c"},
+		"one that was lost before": {body: `{"name":"x"}`, alive: []uint64{1, 2, 3}, lost: "x", code: 200, says: "look after it", done: "ban x, tidy x"},
+		"one that was lost, when that can't be noted": {body: `{"name":"x"}`, alive: []uint64{1, 2, 3}, lost: "x", banErr: errors.New("no quorum"), code: 503, says: "no quorum"},
+		"no name":                  {body: `{}`, alive: []uint64{1, 2, 3}, code: 400, says: "name the server"},
+		"nonsense":                 {body: `{`, alive: []uint64{1, 2, 3}, code: 400, says: "name the server"},
+		"when that can't be noted": {body: `{"name":"c"}`, alive: []uint64{1, 2}, banErr: errors.New("no quorum"), code: 503, says: "no quorum"},
+		"when the quorum goes meanwhile": {
+			body: `{"name":"c"}`, alive: []uint64{1, 2}, fails: []error{fmt.Errorf("no: %w", etcd.ErrQuorum)}, code: 409, says: "start the servers that are down",
+			done: "ban c, remove 3, allow c",
+		},
+		"at the second attempt": {body: `{"name":"c"}`, alive: []uint64{1, 2}, fails: []error{errBusy}, code: 200, done: "ban c, remove 3, remove 3, tidy c"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := three()
-			f.alive = map[uint64]bool{}
+			f.alive, f.frozen, f.failures = map[uint64]bool{}, map[uint64]bool{tt.frozen: true}, tt.fails
 			for _, id := range tt.alive {
 				f.alive[id] = true
 			}
@@ -79,6 +92,11 @@ func TestControlRemoves(t *testing.T) {
 					}
 					return tt.banErr
 				},
+				Allowed: func(_ context.Context, name string) error {
+					done = append(append(done, f.did()...), "allow "+name)
+					return nil
+				},
+				Lost: func(_ context.Context, name string) (bool, error) { return name == tt.lost, nil },
 				Removed: func(_ context.Context, name string) []string {
 					done = append(append(done, f.did()...), "tidy "+name)
 					return []string{"look after it"}
@@ -92,6 +110,27 @@ func TestControlRemoves(t *testing.T) {
 				t.Errorf("it did %v", f.did())
 			}
 		})
+	}
+}
+
+// Whoever asks for a removal may go before it fails: the server's right to come back is given back all the same.
+func TestControlGivesBackTheRightToReturn(t *testing.T) {
+	f := three()
+	f.alive = map[uint64]bool{1: true, 2: true}
+	for range 10000 {
+		f.failures = append(f.failures, errors.New("another change is under way"))
+	}
+	allowed := ""
+	ctx, cancel := context.WithCancel(t.Context())
+	c := membership.NewControl(membership.ControlConfig{
+		Membership: membership.New(membership.Config{Member: f}),
+		Banned:     func(context.Context, string) error { cancel(); return nil },
+		Allowed:    func(ctx context.Context, name string) error { allowed = name; return ctx.Err() },
+	})
+	w := httptest.NewRecorder()
+	c.Handlers()[membership.PathRemove].ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodPost, membership.PathRemove, strings.NewReader(`{"name":"c"}`)))
+	if w.Code != http.StatusServiceUnavailable || allowed != "c" || strings.Contains(w.Body.String(), "could not be noted") {
+		t.Errorf("%d %s, allowed %q", w.Code, w.Body, allowed)
 	}
 }
 
@@ -132,12 +171,19 @@ func TestRemoveDead(t *testing.T) {
 			}
 			return []uint64{m.ID}, nil
 		}
-		var tidied []string
+		var noted, tidied []string
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
 			done <- membership.New(membership.Config{Member: f}).RemoveDead(ctx, membership.WatchConfig{
-				Grace: grace, Ask: ask, Removed: func(_ context.Context, name string) { tidied = append(tidied, name) },
+				Bounds: membership.Bounds{Remove: grace}, Ask: ask, Removed: func(_ context.Context, name string) { tidied = append(tidied, name) },
+				Removing: func(_ context.Context, name string) error {
+					noted = append(noted, name)
+					if len(noted) == 1 {
+						return errors.New("it can't be noted")
+					}
+					return nil
+				},
 			})
 		}()
 		after := func(d time.Duration, what string, want ...string) {
@@ -159,13 +205,14 @@ func TestRemoveDead(t *testing.T) {
 		set(func() { deaf = true })
 		after(grace, "when nobody else says so")
 		set(func() { deaf = false })
-		after(2*time.Minute, "one", "remove 4")
+		after(2*time.Minute, "when it can't be noted")
+		after(grace, "one", "remove 4")
 		after(grace-5*time.Minute, "the other one has its time", "remove 4")
 		after(10*time.Minute, "then the other one", "remove 4", "remove 5")
 		after(3*grace, "and those that live stay", "remove 4", "remove 5")
 		cancel()
-		if err := <-done; err != nil || !slices.Equal(tidied, []string{"d", "e"}) {
-			t.Errorf("%v, tidied up after %v", err, tidied)
+		if err := <-done; err != nil || !slices.Equal(tidied, []string{"d", "e"}) || !slices.Equal(noted, []string{"d", "d", "e"}) {
+			t.Errorf("%v, noted %v, tidied up after %v", err, noted, tidied)
 		}
 	})
 }

@@ -14,27 +14,30 @@ import (
 )
 
 const (
-	// roundEvery is how often the leader asks all servers whom they reach, or four times in the grace if that is
+	// roundEvery is how often the leader asks all servers whom they reach, or four times in the shortest grace if that is
 	// shorter.
 	roundEvery = 5 * time.Second
-	// askTimeout bounds how long one of them may take to tell; it dials the others meanwhile.
-	askTimeout = 3 * time.Second
+	// askTimeout bounds how long one of them may take to tell; it asks the others meanwhile.
+	askTimeout = etcd.RespondTimeout + 2*time.Second
 )
 
 // WatchConfig is what watching for dead servers needs.
 type WatchConfig struct {
-	// Grace is how long a server has to be silent before it is removed; more than 0.
-	Grace time.Duration
+	// Bounds say how long a server has to be silent before it is removed.
+	Bounds Bounds
 	// Ask has another server tell which members it reaches, itself included: its Membership's Reached.
 	Ask func(ctx context.Context, m etcd.MemberInfo) ([]uint64, error)
+	// Removing is called before a removal, which does not take place if it fails: see ControlConfig.Lost. May be nil.
+	Removing func(ctx context.Context, name string) error
 	// Removed is called after a removal; it may tidy up. May be nil.
 	Removed func(ctx context.Context, name string)
 }
 
-// Reached lists the members that this server reaches now, itself included.
+// Reached lists the members that respond to this server now, itself included. One that stands still is not among them, though
+// its machine accepts connections.
 func (m *Membership) Reached(ctx context.Context) []uint64 {
 	var ids []uint64
-	for id := range m.member.Reachable(ctx) {
+	for id := range m.member.Responding(ctx) {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
@@ -44,7 +47,7 @@ func (m *Membership) Reached(ctx context.Context) []uint64 {
 // RemoveDead removes servers that are gone for good until ctx ends. Only the leader does so, on what it watched
 // itself: another leader begins anew.
 func (m *Membership) RemoveDead(ctx context.Context, cfg WatchConfig) error {
-	pause := min(roundEvery, cfg.Grace/4)
+	pause := min(roundEvery, cfg.Bounds.shortest()/4)
 	silence := map[uint64]time.Duration{}
 	var last time.Time
 	for run.Pause(ctx, pause) {
@@ -61,7 +64,7 @@ func (m *Membership) RemoveDead(ctx context.Context, cfg WatchConfig) error {
 			watched = 0
 		}
 		last = now
-		id := m.dead(members, reports, silence, watched, cfg.Grace)
+		id := m.dead(members, reports, silence, watched, cfg.Bounds)
 		if id == 0 {
 			continue
 		}
@@ -75,20 +78,26 @@ func (m *Membership) removeDead(ctx context.Context, cfg WatchConfig, members []
 	at := slices.IndexFunc(members, func(mb etcd.MemberInfo) bool { return mb.ID == id })
 	name := members[at].Name
 	log := m.log.With("server", name, "member", fmt.Sprintf("%x", id), "silent", silent.Round(time.Second))
-	ctx, cancel := context.WithTimeout(ctx, 5*attemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*removalTimeout)
 	defer cancel()
-	if err := m.member.Remove(ctx, id); err != nil {
+	if cfg.Removing != nil {
+		if err := cfg.Removing(ctx, name); err != nil {
+			log.Warn("a server that is gone is not removed yet", "error", err)
+			return
+		}
+	}
+	if err := m.remove(ctx, id); err != nil {
 		log.Warn("a server that is gone could not be removed", "error", err)
 		return
 	}
 	log.Warn("a server that no other one reached for so long was removed from the cluster; when it comes back it joins anew by itself")
-	if cfg.Removed != nil && name != "" {
+	if cfg.Removed != nil {
 		cfg.Removed(ctx, name)
 	}
 }
 
 // dead does the reckoning of one round: it adds to the members' silence, and says whom to remove.
-func (m *Membership) dead(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[uint64]time.Duration, watched, grace time.Duration) uint64 {
+func (m *Membership) dead(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[uint64]time.Duration, watched time.Duration, bounds Bounds) uint64 {
 	before := make(map[uint64]bool, len(silence))
 	for id := range silence {
 		before[id] = true
@@ -96,10 +105,10 @@ func (m *Membership) dead(members []etcd.MemberInfo, reports map[uint64][]uint64
 	listen(members, reports, silence, watched)
 	for _, mb := range members {
 		if _, now := silence[mb.ID]; now && !before[mb.ID] {
-			m.log.Warn("no server reaches this one; it is removed from the cluster if that lasts", "server", mb.Name, "for", grace)
+			m.log.Warn("no server reaches this one; it is removed from the cluster if that lasts", "server", mb.Name, "for", bounds.of(mb, standsBy(members, reports)))
 		}
 	}
-	return gone(members, reports, silence, grace)
+	return gone(members, reports, silence, bounds)
 }
 
 // collect asks every member whom it reaches. Who doesn't tell is left out.
@@ -175,9 +184,9 @@ func majority(members []etcd.MemberInfo, reports map[uint64][]uint64) bool {
 	return told >= voters/2+1 && told > 1
 }
 
-// gone picks the member to remove now, or 0: the one that has been silent for longest, and for the grace, if a majority of
+// gone picks the member to remove now, or 0: the one that has been silent for longest, and for its bound, if a majority of
 // the voters told so just now and those that would remain have a majority that told.
-func gone(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[uint64]time.Duration, grace time.Duration) uint64 {
+func gone(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[uint64]time.Duration, bounds Bounds) uint64 {
 	if !majority(members, reports) {
 		return 0
 	}
@@ -185,11 +194,12 @@ func gone(members []etcd.MemberInfo, reports map[uint64][]uint64, silence map[ui
 	for id := range reports {
 		told[id] = true
 	}
+	replaceable := standsBy(members, reports)
 	var candidates []uint64
 	for _, mb := range members {
 		silent, known := silence[mb.ID]
 		// One that joins has no name until it starts, and listens to nobody; Run looks after those.
-		if mb.Name != "" && known && silent >= grace && etcd.CheckRemoval(members, told, mb.ID) == nil {
+		if mb.Name != "" && known && silent >= bounds.of(mb, replaceable) && etcd.CheckRemoval(members, told, mb.ID) == nil {
 			candidates = append(candidates, mb.ID)
 		}
 	}

@@ -76,7 +76,7 @@ func TestGone(t *testing.T) {
 		for _, id := range c.told {
 			told[id] = []uint64{id}
 		}
-		if got := gone(c.members, told, c.silence, grace); got != c.want {
+		if got := gone(c.members, told, c.silence, Bounds{Remove: grace}); got != c.want {
 			t.Errorf("%s: %d, want %d", c.what, got, c.want)
 		}
 	}
@@ -86,8 +86,9 @@ func TestGone(t *testing.T) {
 // majority that says so, and the cluster that is left can lose as many servers as before, or more.
 func TestRemovalIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const watched, grace = time.Second, 5 * time.Second
-		members := of(slices.Sorted(maps.Keys(rapid.MapOfN(rapid.Uint64Range(1, 9), rapid.Bool(), 1, 7).Draw(t, "members")))...)
+		const watched, soon = time.Second, 3 * time.Second
+		bounds := Bounds{Remove: 5 * time.Second, Replace: soon}
+		members := of(slices.Sorted(maps.Keys(rapid.MapOfN(rapid.Uint64Range(1, 9), rapid.Bool(), 1, 8).Draw(t, "members")))...)
 		for i := range members {
 			members[i].Learner = rapid.IntRange(0, 4).Draw(t, "learner") == 0
 		}
@@ -113,11 +114,15 @@ func TestRemovalIsSafe(t *testing.T) {
 				}
 			}
 			listen(members, told, silence, watched)
-			id := gone(members, told, silence, grace)
+			id := gone(members, told, silence, bounds)
 			if id == 0 {
 				continue
 			}
-			if time.Duration(rounds[id])*watched < grace || heard[id] {
+			bound := bounds.Remove
+			if voters(members) >= MaxVoters {
+				bound = soon
+			}
+			if time.Duration(rounds[id])*watched < bound || heard[id] {
 				t.Fatalf("%d was removed after %d rounds of silence", id, rounds[id])
 			}
 			alive := map[uint64]bool{}

@@ -2,7 +2,7 @@ package membership
 
 import (
 	"errors"
-	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,7 +40,7 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
-func TestLearners(t *testing.T) {
+func TestAbsent(t *testing.T) {
 	members := []etcd.MemberInfo{{ID: 1, Name: "a"}, {ID: 2, Name: "b", Learner: true}, {ID: 3, Learner: true}}
 	waiting := map[uint64]time.Time{}
 	now := time.Unix(0, 0)
@@ -48,13 +48,14 @@ func TestLearners(t *testing.T) {
 		after   time.Duration
 		missing []uint64
 	}{{0, nil}, {neverStarted, nil}, {neverStarted + 1, []uint64{3}}} {
-		ready, missing := learners(members, waiting, now.Add(c.after))
-		if !reflect.DeepEqual(ready, []uint64{2}) || !reflect.DeepEqual(missing, c.missing) {
-			t.Errorf("after %v: ready %v, missing %v", c.after, ready, missing)
+		if missing := absent(members, waiting, now.Add(c.after)); !slices.Equal(missing, c.missing) {
+			t.Errorf("after %v: %v never came, want %v", c.after, missing, c.missing)
 		}
 	}
-	learners(members[:1], waiting, now)
-	if len(waiting) != 0 {
-		t.Errorf("it remembers %v", waiting)
+	for what, members := range map[string][]etcd.MemberInfo{"it went": members[:2], "it came": {members[0], {ID: 3, Name: "c", Learner: true}}} {
+		waiting := map[uint64]time.Time{3: now}
+		if missing := absent(members, waiting, now.Add(2*neverStarted)); len(missing) > 0 || len(waiting) > 0 {
+			t.Errorf("%s: %v never came, it remembers %v", what, missing, waiting)
+		}
 	}
 }

@@ -23,7 +23,8 @@ type fake struct {
 	leader   uint64
 	members  []etcd.MemberInfo
 	alive    map[uint64]bool
-	failures []error // of the next changes, one each
+	frozen   map[uint64]bool // of those alive: they accept connections, and do nothing
+	failures []error         // of the next changes, one each
 	calls    []string
 }
 
@@ -41,6 +42,14 @@ func (f *fake) Reachable(context.Context) map[uint64]bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.alive)
+}
+
+func (f *fake) Responding(context.Context) map[uint64]bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	well := maps.Clone(f.alive)
+	maps.DeleteFunc(well, func(id uint64, alive bool) bool { return !alive || f.frozen[id] })
+	return well
 }
 
 // did lists the changes that were tried.
@@ -118,6 +127,7 @@ func TestRemove(t *testing.T) {
 		"itself, beside a dead server":     {who: "a", change: func(f *fake) { f.alive[2] = false }, calls: []string{"move to 3", "remove 1"}},
 		"itself, beside a learner":         {who: "a", change: func(f *fake) { f.members[1].Learner = true }, calls: []string{"move to 3", "remove 1"}},
 		"itself, when the next won't lead": {who: "a", change: func(f *fake) { f.failures = []error{busy} }, calls: []string{"move to 2", "move to 3", "remove 1"}},
+		"itself, beside a frozen server":   {who: "a", change: func(f *fake) { f.frozen = map[uint64]bool{2: true} }, calls: []string{"move to 3", "remove 1"}},
 		"itself, alone":                    {who: "a", want: etcd.ErrQuorum, change: func(f *fake) { f.alive = map[uint64]bool{1: true} }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,6 +161,41 @@ func TestRemoveGivesUp(t *testing.T) {
 	})
 }
 
+// There are never more than five voters: the others wait until one is gone, and one of them steps in, the one that has caught up.
+func TestRunKeepsFiveVoters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{id: 1, leader: 1, alive: map[uint64]bool{}}
+		for id := uint64(1); id <= 7; id++ {
+			f.members = append(f.members, etcd.MemberInfo{ID: id, Name: string(rune('a' - 1 + id)), Learner: id > 5})
+			f.alive[id] = true
+		}
+		m := membership.New(membership.Config{Member: f})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx) }()
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if len(f.did()) > 0 {
+			t.Errorf("five vote, and it did %v", f.did())
+		}
+		if err := m.Remove(ctx, "c"); err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		f.failures = []error{errors.New("it lags behind")}
+		f.mu.Unlock()
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if want := []string{"remove 3", "promote 6", "promote 7"}; !slices.Equal(f.did(), want) {
+			t.Errorf("it did %v, want %v", f.did(), want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // The leader, and nobody else, promotes learners that caught up, and forgets those that never came.
 // Its clock is synctest's: no time passes.
 func TestRunLooksAfterLearners(t *testing.T) {
@@ -158,6 +203,7 @@ func TestRunLooksAfterLearners(t *testing.T) {
 		f := three()
 		f.leader = 2
 		f.members = append(f.members, etcd.MemberInfo{ID: 4, Name: "d", Learner: true}, etcd.MemberInfo{ID: 5, Learner: true})
+		f.alive[4] = true
 		f.failures = []error{errors.New("it lags behind")} // of the first promotion
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

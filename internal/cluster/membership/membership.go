@@ -1,8 +1,11 @@
 // Package membership looks after who belongs to the etcd cluster of the servers.
 //
 // A new server is added as a learner, which receives everything and decides nothing; the leader
-// gives it a vote once it has caught up. A server that is gone for good is removed on request, or by
-// the leader once no server has reached it for a grace, if those that remain have a living majority.
+// gives it a vote once it has caught up, unless [MaxVoters] have one. The others stand by: they serve like all
+// servers, and one of them gets a vote as soon as a voter leaves or is removed.
+//
+// A server that is gone for good is removed on request, or by the leader once no server has reached it for
+// a grace, if those that remain have a living majority. The grace is shorter where another stands by.
 package membership
 
 import (
@@ -23,6 +26,7 @@ type Member interface {
 	Leader() uint64
 	Members() []etcd.MemberInfo
 	Reachable(ctx context.Context) map[uint64]bool
+	Responding(ctx context.Context) map[uint64]bool
 	AddLearner(ctx context.Context, peerURL string) ([]etcd.MemberInfo, error)
 	Promote(ctx context.Context, id uint64) error
 	Remove(ctx context.Context, id uint64) error
@@ -62,6 +66,8 @@ const (
 	// while another one is under way.
 	attemptTimeout = time.Second
 	retryPause     = 50 * time.Millisecond
+	// removalTimeout bounds one attempt to remove a member, which begins with asking the others.
+	removalTimeout = attemptTimeout + etcd.RespondTimeout
 	// neverStarted is after which a learner that never showed up is removed.
 	neverStarted = 10 * time.Minute
 )
@@ -77,22 +83,18 @@ func New(cfg Config) *Membership {
 // List lists the members as this server knows them, by ID.
 func (m *Membership) List() []etcd.MemberInfo { return m.member.Members() }
 
-// Run promotes learners that have caught up, whenever this server leads, until ctx ends.
+// Run gives votes to learners that have caught up, while there is room, whenever this server leads, until ctx ends.
 func (m *Membership) Run(ctx context.Context) error {
 	waiting := make(map[uint64]time.Time) // learners that haven't started, and since when
 	for {
 		pause := lookEvery
 		if m.member.Leader() == m.member.ID() {
-			ready, missing := learners(m.member.Members(), waiting, time.Now())
-			for _, id := range ready {
+			members := m.member.Members()
+			m.forget(ctx, absent(members, waiting, time.Now()))
+			list := promotions(members, func() map[uint64]bool { return m.member.Responding(ctx) })
+			if len(list) > 0 {
 				pause = promoteEvery
-				m.promote(ctx, id)
-			}
-			for _, id := range missing {
-				m.log.Warn("a server that was to join never came; it is removed", "member", fmt.Sprintf("%x", id))
-				if err := m.member.Remove(ctx, id); err != nil {
-					m.log.Warn("remove member", "error", err)
-				}
+				m.promoteOne(ctx, list)
 			}
 		} else {
 			clear(waiting)
@@ -103,15 +105,25 @@ func (m *Membership) Run(ctx context.Context) error {
 	}
 }
 
-// learners says whom to promote, and who never came; waiting carries what it has to remember.
-func learners(members []etcd.MemberInfo, waiting map[uint64]time.Time, now time.Time) (ready, missing []uint64) {
+// forget removes learners that never came.
+func (m *Membership) forget(ctx context.Context, ids []uint64) {
+	for _, id := range ids {
+		m.log.Warn("a server that was to join never came; it is removed", "member", fmt.Sprintf("%x", id))
+		if err := m.member.Remove(ctx, id); err != nil {
+			m.log.Warn("remove member", "error", err)
+		}
+	}
+}
+
+// absent says which learners never came; waiting carries what it has to remember.
+func absent(members []etcd.MemberInfo, waiting map[uint64]time.Time, now time.Time) (missing []uint64) {
 	present := make(map[uint64]bool, len(members))
 	for _, mb := range members {
+		if !mb.Learner || mb.Name != "" {
+			continue
+		}
 		present[mb.ID] = true
 		switch since, known := waiting[mb.ID]; {
-		case !mb.Learner:
-		case mb.Name != "":
-			ready = append(ready, mb.ID)
 		case !known:
 			waiting[mb.ID] = now
 		case now.Sub(since) > neverStarted:
@@ -123,17 +135,26 @@ func learners(members []etcd.MemberInfo, waiting map[uint64]time.Time, now time.
 			delete(waiting, id)
 		}
 	}
-	return ready, missing
+	return missing
 }
 
-func (m *Membership) promote(ctx context.Context, id uint64) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
-	defer cancel()
-	if err := m.member.Promote(ctx, id); err != nil {
+// promoteOne gives a vote to the first of the learners that has caught up. Then it has to be looked anew, and also when
+// nobody knows what became of an attempt: two could get the same vote.
+func (m *Membership) promoteOne(ctx context.Context, ids []uint64) {
+	for _, id := range ids {
+		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err := m.member.Promote(actx, id)
+		unknown := actx.Err() != nil
+		cancel()
+		if err == nil {
+			m.log.Info("a server has become a voting member", "member", fmt.Sprintf("%x", id))
+			return
+		}
 		m.log.Debug("a learner is not promoted yet", "member", fmt.Sprintf("%x", id), "error", err)
-		return
+		if unknown {
+			return
+		}
 	}
-	m.log.Info("a server has become a voting member", "member", fmt.Sprintf("%x", id))
 }
 
 // AddLearner adds the server name, whose etcd will be at peerURL and has no data yet, and returns
@@ -146,22 +167,21 @@ func (m *Membership) AddLearner(ctx context.Context, name, peerURL string) ([]et
 		if err != nil {
 			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, err)
 		}
-		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
 		switch decision {
 		case present:
-			cancel()
 			return members, nil
 		case replace:
 			m.log.Info("a server comes back without its data; its old member is removed", "server", name)
-			err = m.member.Remove(actx, old)
+			err = m.remove(ctx, old)
 		case add:
-			if members, err = m.member.AddLearner(actx, peerURL); err == nil {
-				cancel()
+			actx, cancel := context.WithTimeout(ctx, attemptTimeout)
+			members, err = m.member.AddLearner(actx, peerURL)
+			cancel()
+			if err == nil {
 				m.log.Info("a server joins", "server", name, "peer", peerURL)
 				return members, nil
 			}
 		}
-		cancel()
 		if errors.Is(err, etcd.ErrQuorum) {
 			return nil, fmt.Errorf("add server %s at %s: %w", name, peerURL, err)
 		}
@@ -217,9 +237,7 @@ func (m *Membership) Remove(ctx context.Context, name string) error {
 		}
 	}
 	for {
-		actx, cancel := context.WithTimeout(ctx, attemptTimeout)
-		err := m.member.Remove(actx, id)
-		cancel()
+		err := m.remove(ctx, id)
 		if err == nil {
 			m.log.Info("a server was removed", "server", name)
 			return nil
@@ -230,13 +248,20 @@ func (m *Membership) Remove(ctx context.Context, name string) error {
 	}
 }
 
+// remove is one attempt to remove a member.
+func (m *Membership) remove(ctx context.Context, id uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, removalTimeout)
+	defer cancel()
+	return m.member.Remove(ctx, id)
+}
+
 // MayRemove returns what Remove would refuse with, as far as that can be told now.
 func (m *Membership) MayRemove(ctx context.Context, name string) error {
 	id, ok := m.find(name)
 	if !ok {
 		return fmt.Errorf("remove server %s: %w", name, ErrUnknown)
 	}
-	if err := etcd.CheckRemoval(m.member.Members(), m.member.Reachable(ctx), id); err != nil {
+	if err := etcd.CheckRemoval(m.member.Members(), m.member.Responding(ctx), id); err != nil {
 		return fmt.Errorf("remove server %s: %w", name, err)
 	}
 	return nil
@@ -253,7 +278,7 @@ func (m *Membership) find(name string) (id uint64, ok bool) {
 }
 
 // HandOver moves leadership to another voter, if this server leads and there is one. It returns
-// etcd.ErrQuorum when none can be reached.
+// etcd.ErrQuorum when none responds.
 func (m *Membership) HandOver(ctx context.Context) error {
 	members := m.member.Members()
 	another := slices.ContainsFunc(members, func(mb etcd.MemberInfo) bool { return !mb.Learner && mb.ID != m.member.ID() })
@@ -263,12 +288,12 @@ func (m *Membership) HandOver(ctx context.Context) error {
 	return m.handOver(ctx, members)
 }
 
-// handOver moves leadership to another voter that can be reached.
+// handOver moves leadership to another voter that responds.
 func (m *Membership) handOver(ctx context.Context, members []etcd.MemberInfo) error {
-	reachable := m.member.Reachable(ctx)
+	well := m.member.Responding(ctx)
 	err := error(etcd.ErrQuorum)
 	for _, mb := range members {
-		if mb.Learner || mb.ID == m.member.ID() || !reachable[mb.ID] {
+		if mb.Learner || mb.ID == m.member.ID() || !well[mb.ID] {
 			continue
 		}
 		actx, cancel := context.WithTimeout(ctx, attemptTimeout)

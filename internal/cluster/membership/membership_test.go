@@ -159,7 +159,7 @@ func TestTheDeadAreRemoved(t *testing.T) {
 		alive[s.member.ID()] = s
 		mu.Unlock()
 		wg.Go(func() {
-			_ = s.membership.RemoveDead(ctx, membership.WatchConfig{Grace: time.Second, Ask: func(ctx context.Context, m etcd.MemberInfo) ([]uint64, error) {
+			_ = s.membership.RemoveDead(ctx, membership.WatchConfig{Bounds: membership.Bounds{Remove: time.Second}, Ask: func(ctx context.Context, m etcd.MemberInfo) ([]uint64, error) {
 				mu.Lock()
 				other := alive[m.ID]
 				mu.Unlock()
