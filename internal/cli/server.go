@@ -22,6 +22,7 @@ func newServer(s Streams) *cobra.Command {
 		Short: "Run a master: found a cluster, or join one with --join and --token",
 		Example: `  sudo barque server --data-dir /var/lib/barque-server --vip 192.0.2.10
   sudo barque server --data-dir /var/lib/barque-server --join https://192.0.2.10:6443 --token bq1.…
+  sudo barque server --data-dir /var/lib/barque-witness --join https://192.0.2.10:6443 --token bq1.… --witness
   barque server --data-dir ./control-plane --disable agent --bind-address 127.0.0.1
   sudo barque server --config /etc/barque/server.yaml        # "vip: 192.0.2.10" and so on
   barque server list                                         # who there is; "remove" takes out one that is lost`,
@@ -38,6 +39,7 @@ func newServer(s Streams) *cobra.Command {
 	flags.IntVar(&cfg.EtcdPeerPort, "etcd-peer-port", 2380, "`port` of etcd for its peers")
 	flags.IntVar(&cfg.EtcdClientPort, "etcd-client-port", 0, "`port` on the loopback address for etcd's clients, such as etcdctl; 0 for none")
 	flags.StringVar(&cfg.Join, "join", "", "`URL` of any server of the cluster to join")
+	flags.BoolVar(&cfg.Witness, "witness", false, "be a vote and nothing else, beside two servers: no API, no scheduler, no node")
 	flags.TextVar(&cfg.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
 	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`, scheduler, controllers")
 	flags.StringSliceVar(&cfg.DisableAdmission, "disable-admission-plugins", nil, "admission `plugins` to leave out on this server, such as ServiceAccount; without it, all that stock has on by default see every change")

@@ -53,10 +53,12 @@ func roleOf(m membership.Server) string {
 	switch {
 	case m.Leader:
 		return "leader"
-	case m.Learner && m.Name == "":
+	case m.Learner && (m.Name == "" || m.Witness != ""):
 		return "joining"
 	case m.Learner:
 		return "standby"
+	case m.Witness != "":
+		return "witness"
 	}
 	return "voter"
 }

@@ -14,6 +14,7 @@ func TestRoleOf(t *testing.T) {
 		"voter":   {Name: "a"},
 		"joining": {Learner: true},
 		"standby": {Name: "a", Learner: true},
+		"witness": {Name: "a", Witness: "https://a"},
 	} {
 		if got := roleOf(m); got != want {
 			t.Errorf("%+v is %s, want %s", m, got, want)

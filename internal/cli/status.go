@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"barque.dev/internal/apiserver"
+	"barque.dev/internal/cluster/membership"
 	"barque.dev/internal/local"
 )
 
@@ -70,6 +71,13 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 		}
 		row(name, "server", address, api, node)
 	}
+	for _, m := range witnessesOf(ctx, a) {
+		votes := "votes"
+		if !m.Answers {
+			votes = "not ready"
+		}
+		row(m.Name, "witness", strings.TrimPrefix(m.Witness, "https://"), votes, "-")
+	}
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
 		if _, ok := servers[n.Name]; !ok {
@@ -84,6 +92,15 @@ func printStatus(ctx context.Context, a access, w io.Writer) error {
 		return fmt.Errorf("%d of %d machines are not well: see `kubectl describe nodes`, and `systemctl status barque` and the log on them", sick, machines)
 	}
 	return saved.problem()
+}
+
+// witnessesOf lists the witnesses; none with an etcd of the user's, where nobody knows.
+func witnessesOf(ctx context.Context, a access) []membership.Server {
+	var list membership.List
+	if err := askServers(ctx, a, "GET", membership.PathServers, nil, &list); err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(list.Servers, func(m membership.Server) bool { return m.Witness == "" })
 }
 
 // serversOf finds the servers' addresses by name, and who leads.

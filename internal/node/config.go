@@ -71,6 +71,8 @@ type ServerConfig struct {
 	Join string
 	// VIP is the virtual IP of the servers; zero for none.
 	VIP netip.Addr
+	// Witness makes it a vote and nothing else.
+	Witness bool
 	// DisableAgent makes the server a control plane alone.
 	DisableAgent bool
 	// DisableScheduler and DisableControllers leave assigning work and watching over it to programs of the user's. What a
@@ -208,7 +210,7 @@ func (c *ServerConfig) Complete() error {
 	if c.NodeGrace < minNodeGrace {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
-	if err := c.checkRemoval(); err != nil {
+	if err := errors.Join(c.checkWitness(), c.checkRemoval()); err != nil {
 		return err
 	}
 	if err := c.Audit.Check(); err != nil {

@@ -16,7 +16,6 @@ import (
 	"strings"
 
 	"barque.dev/internal/apiserver"
-	"barque.dev/internal/cluster/detect"
 	"barque.dev/internal/cluster/join"
 	"barque.dev/internal/cluster/leadership"
 	"barque.dev/internal/cluster/membership"
@@ -48,6 +47,8 @@ func (s *Server) enter(ctx context.Context) error {
 		}
 	case s.cfg.Join != "":
 		return s.join(ctx, dir)
+	case s.cfg.Witness:
+		return errors.New("a witness votes for others, and can't found a cluster: give it --join and --token")
 	default:
 		s.pki, err = pki.OpenOrCreate(dir)
 	}
@@ -233,9 +234,8 @@ func (s *Server) openEtcd(ctx context.Context) (store.Backend, error) {
 		return nil, err
 	}
 	s.membership = membership.New(membership.Config{Member: s.member, Log: s.cfg.Log})
-	listen := net.JoinHostPort(s.cfg.BindAddress.String(), strconv.Itoa(s.cfg.EtcdPeerPort+1))
-	if s.detector, err = detect.New(detect.Config{Member: s.member, Listen: listen, Log: s.cfg.Log}); err != nil {
-		return nil, fmt.Errorf("watch for failures: %w", err)
+	if s.detector, err = s.newDetector(); err != nil {
+		return nil, err
 	}
 	s.leadership, err = leadership.New(leadership.Config{Name: s.cfg.NodeName, Member: s.member, Publish: s.publish, Log: s.cfg.Log})
 	return s.member, err
@@ -255,6 +255,9 @@ func (s *Server) startMember(ctx context.Context) (*etcd.Member, error) {
 		PeerURL: s.peerURL(), PeerTLS: files, Token: s.pki.Cluster.Hash()[:16],
 		ListenPeer: "https://" + netip.AddrPortFrom(s.cfg.BindAddress, uint16(s.cfg.EtcdPeerPort)).String(),
 		Fail:       s.fail,
+	}
+	if s.cfg.Witness {
+		cfg.Witness = s.ownURL()
 	}
 	if s.cfg.EtcdClientPort != 0 {
 		cfg.ClientListen = "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(s.cfg.EtcdClientPort))

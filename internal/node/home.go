@@ -120,7 +120,7 @@ func (h *home) checkRole(role string) error {
 	case errors.Is(err, os.ErrNotExist) && !h.fresh:
 		return h.checkForeign(role)
 	case errors.Is(err, os.ErrNotExist):
-		return os.WriteFile(name, []byte(role+"\n"), 0o600)
+		return h.setRole(role)
 	case err != nil:
 		return fmt.Errorf("read this machine's role: %w", err)
 	case strings.TrimSpace(string(data)) != role:
@@ -145,5 +145,12 @@ func (h *home) checkForeign(role string) error {
 			return fmt.Errorf("%s holds %s, which is not of barque: choose an empty --data-dir for this %s", h.dir, e.Name(), role)
 		}
 	}
-	return os.WriteFile(h.path("role"), []byte(role+"\n"), 0o600)
+	return h.setRole(role)
+}
+
+func (h *home) setRole(role string) error {
+	if err := os.WriteFile(h.path("role"), []byte(role+"\n"), 0o600); err != nil {
+		return fmt.Errorf("note this machine's role: %w", err)
+	}
+	return nil
 }

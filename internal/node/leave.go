@@ -117,7 +117,7 @@ func (s *Server) mayLeave(ctx context.Context) error {
 	name := s.cfg.NodeName
 	others := 0
 	for _, m := range s.membership.List() {
-		if m.ID != s.member.ID() && !m.Learner {
+		if m.ID != s.member.ID() && !m.Learner && m.Witness == "" {
 			others++
 		}
 	}
@@ -125,7 +125,7 @@ func (s *Server) mayLeave(ctx context.Context) error {
 		return fmt.Errorf("server %s holds the cluster's only vote, and without it the cluster and all its state would end: let another server join and wait until "+
 			"`barque server list` shows it as a voter; to give the cluster up, stop this process and remove %s", name, s.home.dir)
 	}
-	if err := s.store.Healthy(); err != nil {
+	if err := s.healthy(); err != nil {
 		return fmt.Errorf("server %s can't leave now, since the cluster has no quorum: start the servers that are down; if they are lost for good, see `barque recover --help` (%w)", name, err)
 	}
 	if err := s.membership.MayRemove(ctx, name); err != nil {
@@ -149,7 +149,9 @@ func (s *Server) depart(ctx context.Context) error {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	s.leaving.say("requests, leadership and virtual IP went to other servers")
+	if !s.cfg.Witness {
+		s.leaving.say("requests, leadership and virtual IP went to other servers")
+	}
 	s.worker.clear(ctx, s.leaving.say)
 	err := s.part(ctx)
 	if err != nil {
@@ -180,6 +182,9 @@ func (s *Server) part(ctx context.Context) error {
 }
 
 func (s *Server) deleteNode(ctx context.Context, name string) error {
+	if s.client == nil { // a witness is no node
+		return nil
+	}
 	err := s.client.Delete(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	if ctrlclient.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete node %s: %w", name, err)

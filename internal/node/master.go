@@ -194,7 +194,7 @@ func (s *Server) openTracker() error {
 	}
 	s.peerClient = &http.Client{Transport: transport}
 	s.tracker = liveness.NewTracker(liveness.Config{
-		Peers: s.peers, Client: s.peerClient, Log: s.cfg.Log,
+		Peers: s.jury, Client: s.peerClient, Log: s.cfg.Log,
 		MayBeat: s.isNode,
 		MayAsk:  func(r *http.Request) bool { return s.returning(r) != "" },
 	})

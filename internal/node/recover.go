@@ -102,7 +102,11 @@ func Recover(ctx context.Context, dir string, log *slog.Logger, heard func(strin
 	if err != nil {
 		return err
 	}
-	heard(fmt.Sprintf("the data is that of a cluster of this server alone now, at revision %d: start the server", revision))
+	// A witness has all that servers have. From here on it is one.
+	if err := h.setRole("server"); err != nil {
+		return err
+	}
+	heard(fmt.Sprintf("the data is that of a cluster of this server alone now, at revision %d: start it as a server", revision))
 	return nil
 }
 
@@ -205,6 +209,8 @@ func (s *Server) planOrder(ctx context.Context, _ json.RawMessage, _ say) (any, 
 
 func (s *Server) mayRecover() error {
 	switch {
+	case s.cfg.Witness:
+		return errors.New("this is a witness, which can't go on without servers: recover one of those; if they are all lost, stop the witness and try again")
 	case len(s.cfg.EtcdEndpoints) > 0:
 		return errors.New("this cluster's etcd runs outside of it: recover that one")
 	case !s.opened.Load():

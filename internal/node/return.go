@@ -190,7 +190,7 @@ func (s *Server) removalBounds() membership.Bounds {
 
 // askServer has another server tell whom it reaches.
 func (s *Server) askServer(ctx context.Context, m etcd.MemberInfo) ([]uint64, error) {
-	for _, p := range s.peers() {
+	for _, p := range s.jury() {
 		if p.Name == m.Name {
 			return membership.AskOver(ctx, s.peerClient, p.URL)
 		}

@@ -126,9 +126,7 @@ func (s *Server) run(ctx context.Context, ready func()) (err error) {
 			err = fmt.Errorf("%w (%w)", etcd.ErrRemoved, err)
 		}
 	}()
-	for _, step := range []func(context.Context) error{
-		s.checkKernel, s.checkAccess, s.openAudit, s.openTraces, s.openHome, s.listen, s.enter, s.openStore, s.openEncryption, s.openAPI, s.openLoops, s.openWorker,
-	} {
+	for _, step := range s.steps() {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
 				return s.reason(ctx)
@@ -141,6 +139,16 @@ func (s *Server) run(ctx context.Context, ready func()) (err error) {
 		return reason
 	}
 	return err
+}
+
+// steps open what the services stand on.
+func (s *Server) steps() []func(context.Context) error {
+	if s.cfg.Witness {
+		return []func(context.Context) error{s.openHome, s.listen, s.enter, s.openVote}
+	}
+	return []func(context.Context) error{
+		s.checkKernel, s.checkAccess, s.openAudit, s.openTraces, s.openHome, s.listen, s.enter, s.openStore, s.openEncryption, s.openAPI, s.openLoops, s.openWorker,
+	}
 }
 
 // reason is why the services were stopped; nil when the process was told to stop.
@@ -156,6 +164,9 @@ func (s *Server) reason(ctx context.Context) error {
 // services is the wiring list: what a server runs, in the order in which it is started; it is
 // stopped in reverse.
 func (s *Server) services() []run.Service {
+	if s.cfg.Witness {
+		return s.witnessServices()
+	}
 	services := []run.Service{run.Func("memory", releaseMemory), run.Func("store", s.store.Run)}
 	if s.member != nil {
 		services = append(services,
@@ -201,7 +212,7 @@ func (s *Server) openHome(context.Context) (err error) {
 	if s.home, err = openHome(s.cfg.DataDir); err != nil {
 		return err
 	}
-	if err := s.home.checkRole("server"); err != nil {
+	if err := s.home.checkRole(s.cfg.role()); err != nil {
 		return err
 	}
 	if err := s.home.checkLeft(); err != nil {
@@ -322,7 +333,9 @@ func (s *Server) openServer() error {
 	maps.Copy(handlers, s.encryptionControl().Handlers())
 	maps.Copy(handlers, s.openSnapshots())
 	maps.Copy(handlers, s.upgrades.Handlers(apiserver.LongPaths))
-	extra := map[string]http.Handler{joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave)}
+	extra := map[string]http.Handler{
+		joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave), witnessesPath: http.HandlerFunc(s.serveWitnesses),
+	}
 	if s.membership != nil {
 		control := s.serversControl()
 		maps.Copy(handlers, control.Handlers())

@@ -26,7 +26,7 @@ func (s *Server) serverNames(ctx context.Context) ([]string, error) {
 	if s.membership != nil {
 		var names []string
 		for _, member := range s.membership.List() {
-			if member.Name != "" { // it has started
+			if member.Name != "" && member.Witness == "" { // it has started
 				names = append(names, member.Name)
 			}
 		}
@@ -65,6 +65,9 @@ func (s *Server) identityLeases(ctx context.Context) ([]coordinationv1.Lease, er
 // servers lists the servers by their identity leases, those that were cut short included: a
 // server that does not answer must count as one that was asked.
 func (s *Server) servers() []liveness.Peer {
+	if s.client == nil { // a witness knows no leases
+		return nil
+	}
 	leases, err := s.identityLeases(context.Background())
 	if err != nil {
 		return nil
@@ -106,6 +109,9 @@ func (s *Server) identityLease(name string) *coordinationv1.Lease {
 }
 
 func (s *Server) serverURLs() []string {
+	if s.cfg.Witness {
+		return besideEtcd(s.membership.List(), s.cfg.HTTPSPort)
+	}
 	urls := []string{s.ownURL()}
 	for _, p := range s.peers() {
 		urls = append(urls, p.URL)

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -60,8 +59,9 @@ type worker struct {
 	agent      *agent.Agent
 	metrics    *metrics.Set
 
-	mu   sync.Mutex
-	live map[string]live.Server
+	mu        sync.Mutex
+	live      map[string]live.Server
+	witnesses []string // their URLs
 }
 
 func newWorker(cfg workerConfig) (*worker, error) {
@@ -80,6 +80,7 @@ func (w *worker) services() []run.Service {
 	services := []run.Service{
 		run.Func("balancer", w.balancer.Run),
 		run.Func("server list", func(ctx context.Context) error { return w.balancer.Follow(ctx, w.client) }),
+		run.Func("witnesses", w.followWitnesses),
 	}
 	if w.containerd != nil {
 		services = append(services, run.Service{Name: "containerd", Run: w.containerd.Run})
@@ -163,23 +164,6 @@ func (w *worker) openAgent() (err error) {
 		Metrics: w.metrics, ImageGC: w.cfg.ImageGC, LiveServers: w.liveServers, FenceBound: w.cfg.FenceAfter, Log: w.cfg.Log,
 	})
 	return err
-}
-
-// liveServers are the servers to hold live connections to, each by a client of its own.
-func (w *worker) liveServers() []live.Server {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var servers []live.Server
-	for _, s := range w.balancer.Status() {
-		url := "https://" + s.Address
-		if _, ok := w.live[url]; !ok {
-			w.live[url] = live.Server{URL: url, Client: &http.Client{Transport: &http.Transport{
-				TLSClientConfig: w.cfg.certs.ClientTLS(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 2 * time.Second,
-			}}}
-		}
-		servers = append(servers, w.live[url])
-	}
-	return servers
 }
 
 func (w *worker) close() {

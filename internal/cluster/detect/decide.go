@@ -34,11 +34,11 @@ func (w *window) tick(now time.Time, answers int) (gone bool) {
 }
 
 // rank orders the voters that are left without leader, by ID: 0 campaigns first. A member that
-// doesn't vote comes after all that do.
+// doesn't vote, or a witness, which shall not lead, comes after all that do.
 func rank(members []etcd.MemberInfo, leader, self uint64) int {
 	var voters []uint64
 	for _, m := range members {
-		if !m.Learner && m.ID != leader {
+		if !m.Learner && m.Witness == "" && m.ID != leader {
 			voters = append(voters, m.ID)
 		}
 	}

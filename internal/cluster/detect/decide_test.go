@@ -70,11 +70,11 @@ func TestWindowProperty(t *testing.T) {
 }
 
 func TestRank(t *testing.T) {
-	members := []etcd.MemberInfo{{ID: 30}, {ID: 10}, {ID: 5, Learner: true}, {ID: 20}}
+	members := []etcd.MemberInfo{{ID: 30}, {ID: 10}, {ID: 5, Learner: true}, {ID: 7, Witness: "https://w"}, {ID: 20}}
 	for _, c := range []struct {
 		leader, self uint64
 		want         int
-	}{{10, 20, 0}, {10, 30, 1}, {30, 10, 0}, {30, 20, 1}, {20, 10, 0}, {20, 30, 1}, {20, 5, 2}, {20, 99, 2}} {
+	}{{10, 20, 0}, {10, 30, 1}, {30, 10, 0}, {30, 20, 1}, {20, 10, 0}, {20, 30, 1}, {20, 5, 2}, {20, 7, 2}, {7, 10, 0}, {20, 99, 2}} {
 		if got := rank(members, c.leader, c.self); got != c.want {
 			t.Errorf("rank of %d without %d is %d, want %d", c.self, c.leader, got, c.want)
 		}

@@ -43,6 +43,8 @@ type Server struct {
 	Peer    string `json:"peer"`
 	Leader  bool   `json:"leader"`
 	Learner bool   `json:"learner"`
+	// Witness is where a witness answers; empty for a server.
+	Witness string `json:"witness,omitempty"`
 	// Answers tells whether its process answers the server that was asked.
 	Answers bool `json:"answers"`
 }
@@ -120,7 +122,7 @@ func (c *Control) list(w http.ResponseWriter, r *http.Request) {
 	list := List{Spare: Spare(members, alive), Grace: c.cfg.Bounds.Remove, Replace: c.cfg.Bounds.Replace}
 	for _, mb := range members {
 		list.Servers = append(list.Servers, Server{
-			Name: mb.Name, ID: fmt.Sprintf("%x", mb.ID), Peer: strings.Join(mb.PeerURLs, ","), Leader: mb.ID == m.Leader(), Learner: mb.Learner,
+			Name: mb.Name, ID: fmt.Sprintf("%x", mb.ID), Peer: strings.Join(mb.PeerURLs, ","), Leader: mb.ID == m.Leader(), Learner: mb.Learner, Witness: mb.Witness,
 			Answers: alive[mb.ID],
 		})
 	}

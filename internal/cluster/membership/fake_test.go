@@ -127,6 +127,7 @@ func TestRemove(t *testing.T) {
 		"itself, beside a dead server":     {who: "a", change: func(f *fake) { f.alive[2] = false }, calls: []string{"move to 3", "remove 1"}},
 		"itself, beside a learner":         {who: "a", change: func(f *fake) { f.members[1].Learner = true }, calls: []string{"move to 3", "remove 1"}},
 		"itself, when the next won't lead": {who: "a", change: func(f *fake) { f.failures = []error{busy} }, calls: []string{"move to 2", "move to 3", "remove 1"}},
+		"itself, beside a witness":         {who: "a", change: func(f *fake) { f.members[1].Witness = "https://b" }, calls: []string{"move to 3", "remove 1"}},
 		"itself, beside a frozen server":   {who: "a", change: func(f *fake) { f.frozen = map[uint64]bool{2: true} }, calls: []string{"move to 3", "remove 1"}},
 		"itself, alone":                    {who: "a", want: etcd.ErrQuorum, change: func(f *fake) { f.alive = map[uint64]bool{1: true} }},
 	} {

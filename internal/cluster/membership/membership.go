@@ -277,23 +277,26 @@ func (m *Membership) find(name string) (id uint64, ok bool) {
 	return members[at].ID, true
 }
 
-// HandOver moves leadership to another voter, if this server leads and there is one. It returns
+// mayLead tells whether a member may lead: it votes, and is no witness.
+func mayLead(mb etcd.MemberInfo) bool { return !mb.Learner && mb.Witness == "" }
+
+// HandOver moves leadership to another server that votes, if this server leads and there is one. It returns
 // etcd.ErrQuorum when none responds.
 func (m *Membership) HandOver(ctx context.Context) error {
 	members := m.member.Members()
-	another := slices.ContainsFunc(members, func(mb etcd.MemberInfo) bool { return !mb.Learner && mb.ID != m.member.ID() })
+	another := slices.ContainsFunc(members, func(mb etcd.MemberInfo) bool { return mayLead(mb) && mb.ID != m.member.ID() })
 	if m.member.ID() != m.member.Leader() || !another {
 		return nil
 	}
 	return m.handOver(ctx, members)
 }
 
-// handOver moves leadership to another voter that responds.
+// handOver moves leadership to another server that votes and responds.
 func (m *Membership) handOver(ctx context.Context, members []etcd.MemberInfo) error {
 	well := m.member.Responding(ctx)
 	err := error(etcd.ErrQuorum)
 	for _, mb := range members {
-		if mb.Learner || mb.ID == m.member.ID() || !well[mb.ID] {
+		if !mayLead(mb) || mb.ID == m.member.ID() || !well[mb.ID] {
 			continue
 		}
 		actx, cancel := context.WithTimeout(ctx, attemptTimeout)

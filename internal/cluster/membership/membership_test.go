@@ -43,19 +43,40 @@ func start(t *testing.T, cfg etcd.Config) *server {
 	return s
 }
 
+// member configures a member at a free address.
+func member(t *testing.T, name string) etcd.Config {
+	t.Helper()
+	return etcd.Config{Name: name, DataDir: t.TempDir(), PeerURL: etcdtest.FreeURL(t)}
+}
+
+// led waits until somebody leads who may.
+func led(t *testing.T, s *server, may func(id uint64) bool) {
+	t.Helper()
+	etcdtest.Eventually(t, "the right one leads", func(context.Context) error {
+		if id := s.member.Leader(); !may(id) {
+			return fmt.Errorf("%x leads", id)
+		}
+		return nil
+	})
+}
+
 // join joins a new server through another.
 func join(t *testing.T, via *server, name, url string) *server {
 	t.Helper()
+	return joinAs(t, via, etcd.Config{Name: name, DataDir: t.TempDir(), PeerURL: url})
+}
+
+func joinAs(t *testing.T, via *server, cfg etcd.Config) *server {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	members, err := via.membership.AddLearner(ctx, name, url)
+	members, err := via.membership.AddLearner(ctx, cfg.Name, cfg.PeerURL)
 	if err != nil {
 		t.Error(err)
 		return nil
 	}
-	return start(t, etcd.Config{
-		Name: name, DataDir: t.TempDir(), PeerURL: url, Existing: true, InitialCluster: etcd.InitialCluster(members, name, url),
-	})
+	cfg.Existing, cfg.InitialCluster = true, etcd.InitialCluster(members, cfg.Name, cfg.PeerURL)
+	return start(t, cfg)
 }
 
 func voters(t *testing.T, s *server, n int) {

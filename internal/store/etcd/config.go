@@ -40,6 +40,10 @@ type Config struct {
 	ClientListen string
 	ClientTLS    TLSFiles
 
+	// Witness is the URL at which a witness answers the other members and the nodes; it makes this member known as one. Empty: a
+	// server. It has no path.
+	Witness string
+
 	// InitialCluster names all members of a new cluster, or of the one that is joined, with
 	// their peer URLs, this one included. Empty: this one alone.
 	InitialCluster map[string]string
@@ -153,6 +157,13 @@ func (c *Config) embedConfig() (*embed.Config, error) {
 		}
 		e.ListenClientUrls, e.AdvertiseClientUrls = client, client
 		e.ClientTLSInfo = c.ClientTLS.info()
+	}
+	if c.Witness != "" {
+		witness, err := parseURLs(c.Witness + witnessPath)
+		if err != nil {
+			return nil, fmt.Errorf("URL of the witness: %w", err)
+		}
+		e.AdvertiseClientUrls = append(e.AdvertiseClientUrls, witness...)
 	}
 	e.InitialCluster = initialCluster(c.InitialCluster, c.Name, c.PeerURL)
 	e.ClusterState = embed.ClusterStateFlagNew

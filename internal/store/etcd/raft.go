@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,22 @@ type MemberInfo struct {
 	Name     string // empty until the member has started
 	PeerURLs []string
 	Learner  bool
+	// Witness is where a witness answers, such as https://10.0.0.3:6443; empty for a server, and until it has started.
+	Witness string
+}
+
+// witnessPath is how a witness is told from a server among what members publish of themselves: for clients, of which it
+// has none, it publishes where it answers, with this path.
+const witnessPath = "/witness"
+
+// witnessOf finds where a witness answers among its client URLs; "" for a server.
+func witnessOf(clientURLs []string) string {
+	for _, u := range clientURLs {
+		if base, ok := strings.CutSuffix(u, witnessPath); ok {
+			return base
+		}
+	}
+	return ""
 }
 
 // ID is this member's.
@@ -53,7 +70,7 @@ func (m *Member) Members() []MemberInfo { return infos(m.srv.Cluster().Members()
 func infos(members []*membership.Member) []MemberInfo {
 	list := make([]MemberInfo, 0, len(members))
 	for _, mb := range members {
-		list = append(list, MemberInfo{ID: uint64(mb.ID), Name: mb.Name, PeerURLs: mb.PeerURLs, Learner: mb.IsLearner})
+		list = append(list, MemberInfo{ID: uint64(mb.ID), Name: mb.Name, PeerURLs: mb.PeerURLs, Learner: mb.IsLearner, Witness: witnessOf(mb.ClientURLs)})
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].ID < list[j].ID })
 	return list
@@ -111,10 +128,10 @@ func (m *Member) wasRemoved(id uint64, err error) bool {
 	return m.srv.IsIDRemoved(id) || errors.Is(err, membership.ErrIDNotFound) || (stopped && id == m.ID() && !m.closing.Load())
 }
 
-// CheckRemoval returns ErrQuorum unless the voters that are left without id have a living majority. A learner
-// may always go.
+// CheckRemoval returns ErrQuorum unless the voters that are left without id have a living majority, with a server among
+// them: witnesses alone would keep the state, and answer nobody. A learner may always go.
 func CheckRemoval(members []MemberInfo, alive map[uint64]bool, id uint64) error {
-	voters, living := 0, 0
+	voters, living, servers := 0, 0, 0
 	for _, mb := range members {
 		if mb.ID == id && mb.Learner {
 			return nil // it has no say
@@ -125,7 +142,13 @@ func CheckRemoval(members []MemberInfo, alive map[uint64]bool, id uint64) error 
 		voters++
 		if alive[mb.ID] {
 			living++
+			if mb.Witness == "" {
+				servers++
+			}
 		}
+	}
+	if living >= voters/2+1 && servers == 0 {
+		return fmt.Errorf("%w: no server that responds would remain, but witnesses alone", ErrQuorum)
 	}
 	if living < voters/2+1 {
 		return fmt.Errorf("%w: of the %d voting members that would remain, %d can be reached", ErrQuorum, voters, living)

@@ -21,6 +21,8 @@ func TestCheckRemoval(t *testing.T) {
 		return m
 	}
 	withLearner := append(voters(1), MemberInfo{ID: 9, Learner: true})
+	withWitness := voters(3)
+	withWitness[2].Witness = "https://c"
 	for _, c := range []struct {
 		what    string
 		members []MemberInfo
@@ -38,6 +40,11 @@ func TestCheckRemoval(t *testing.T) {
 		{"a learner", withLearner, alive(1), 9, false},
 		{"the only voter beside a learner", withLearner, alive(1, 9), 1, true},
 		{"nobody", voters(3), alive(1, 2), 7, false},
+		{"one of two servers with a witness", withWitness, alive(1, 2, 3), 2, false},
+		{"the witness", withWitness, alive(1, 2), 3, false},
+		{"a living server, while the other is dead", withWitness, alive(1, 3), 1, true},
+		{"the dead one of them", withWitness, alive(1, 3), 2, false},
+		{"the only server beside a witness", withWitness[1:], alive(2, 3), 2, true},
 	} {
 		if err := CheckRemoval(c.members, c.alive, c.id); errors.Is(err, ErrQuorum) != c.refused {
 			t.Errorf("%s: %v", c.what, err)

@@ -75,12 +75,13 @@ func (c *Contents) add(value []byte) error {
 		ID        uint64   `json:"id"`
 		Name      string   `json:"name"`
 		PeerURLs  []string `json:"peerURLs"`
+		Clients   []string `json:"clientURLs"`
 		IsLearner bool     `json:"isLearner"`
 	}
 	if err := json.Unmarshal(value, &m); err != nil {
 		return fmt.Errorf("read a member: %w", err)
 	}
-	c.Members = append(c.Members, MemberInfo{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, Learner: m.IsLearner})
+	c.Members = append(c.Members, MemberInfo{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, Learner: m.IsLearner, Witness: witnessOf(m.Clients)})
 	return nil
 }
 
