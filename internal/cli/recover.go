@@ -23,7 +23,8 @@ func newRecover(s Streams) *cobra.Command {
 		Use:   "recover",
 		Short: "Make a cluster of this server alone out of what it has, when most servers are lost for good",
 		Long: `Recover is for the day on which most servers are lost for good, so that those which are left have no quorum and
-answer no write. Run it on one of them: on the one with the highest revision, which --dry-run shows.
+answer no write. Run it on one of them: on the one whose log ends last, which --dry-run shows. The higher term is later,
+and of the same term the higher index.
 
 The server goes on as a cluster of its own, with everything that it has. The other servers are dropped. Those that still run,
 or that come back, find that out, move their old data aside and join anew by themselves. Changes that only lost servers had
@@ -76,6 +77,8 @@ The server may run, and then does this by itself, or be stopped.`,
 
 func mayRecover(plan *node.RecoverPlan, force bool) error {
 	switch {
+	case plan.Begun:
+		return nil
 	case plan.Quorum:
 		return errors.New("the cluster has a quorum: there is nothing to recover")
 	case len(plan.Dropped) == 0:
@@ -88,8 +91,11 @@ func mayRecover(plan *node.RecoverPlan, force bool) error {
 
 // printPlan says what a recovery means.
 func printPlan(w io.Writer, plan *node.RecoverPlan) {
-	_, _ = fmt.Fprintf(w, "Server %s has the cluster's state up to revision %d; its log was last written to %s.\n",
-		plan.Server, plan.Revision, ago(plan.LastWrite, time.Now()))
+	_, _ = fmt.Fprintf(w, "The log of server %s ends at %v (revision %d or later); it was last written to %s.\n",
+		plan.Server, plan.Log, plan.Revision, ago(plan.LastWrite, time.Now()))
+	if plan.Begun {
+		_, _ = fmt.Fprintln(w, "A recovery of this server has begun and was interrupted. It can only be finished: here, or by starting the server.")
+	}
 	if len(plan.Dropped) == 0 || plan.Quorum {
 		return
 	}
@@ -107,7 +113,8 @@ func printPlan(w io.Writer, plan *node.RecoverPlan) {
 		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\n", name, m.Peer, state)
 	}
 	_ = t.Flush()
-	_, _ = fmt.Fprintln(w, `What they acknowledged and this server never heard of is lost. If another server is left whose revision is higher, recover there.
+	_, _ = fmt.Fprintln(w, `What they acknowledged and this server never heard of is lost. If the log of another server that is left ends
+later, at a higher term or at the same term and a higher index, recover there.
 Those that do not answer must be off for good, or come back where they reach this server: a majority of them elsewhere would be a second cluster.`)
 }
 

@@ -24,13 +24,18 @@ var errRecover = errors.New("told to recover")
 
 // RecoverPlan is what a recovery by a server would mean.
 type RecoverPlan struct {
-	// Server is the one that goes on, with the state up to Revision.
-	Server   string
+	// Server is the one that goes on, with all that is in its log.
+	Server string
+	// Log is where that ends: of the servers that are left, the one whose log ends last has the most.
+	Log etcd.LogEnd
+	// Revision is one that it has at least.
 	Revision int64
 	// LastWrite is when it last heard of a change, or of an election.
 	LastWrite time.Time
 	// Dropped are the members that the cluster loses.
 	Dropped []RecoverMember
+	// Begun: a recovery of this server was interrupted; it can only go on.
+	Begun bool
 	// Runs tells whether the server's process runs, Quorum whether it knows of a leader: then there is nothing to recover.
 	Runs, Quorum bool
 }
@@ -77,7 +82,8 @@ func PlanRecovery(ctx context.Context, dir string) (*RecoverPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan.Revision, plan.LastWrite = held.Revision, held.LastWrite
+	plan.Log, plan.Revision, plan.LastWrite = held.End, held.Revision, held.LastWrite
+	plan.Begun = etcd.Recovering(h.path("etcd"))
 	plan.drop(ctx, held.Members)
 	return plan, nil
 }
@@ -199,8 +205,12 @@ func (s *Server) planOrder(ctx context.Context, _ json.RawMessage, _ say) (any, 
 	if err := s.mayRecover(); err != nil {
 		return nil, err
 	}
+	end, err := s.member.LogEnd()
+	if err != nil {
+		return nil, err
+	}
 	p := &RecoverPlan{
-		Server: s.cfg.NodeName, Revision: s.member.Server().KV().Rev(), LastWrite: etcd.LastWrite(s.home.path("etcd")),
+		Server: s.cfg.NodeName, Log: end, Revision: s.member.Server().KV().Rev(), LastWrite: etcd.LastWrite(s.home.path("etcd")),
 		Runs: true, Quorum: s.member.HasLeader(),
 	}
 	p.drop(ctx, s.member.Members())

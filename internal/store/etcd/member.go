@@ -42,8 +42,14 @@ type Member struct {
 var _ store.Backend = (*Member)(nil)
 
 // Start starts a member. It returns when the member listens and takes part in raft; whether
-// there is a leader yet is told by Ready. A member that joins must find the others reachable.
+// there is a leader yet is told by Ready. A member that joins must find the others reachable. A recovery that was
+// interrupted is finished first.
 func Start(ctx context.Context, cfg Config) (*Member, error) {
+	if Recovering(cfg.DataDir) {
+		if _, err := Recover(ctx, cfg.Name, cfg.DataDir, cfg); err != nil {
+			return nil, fmt.Errorf("start etcd member %s: %w", cfg.Name, err)
+		}
+	}
 	e, err := startEmbedded(ctx, &cfg)
 	if why := because(err); why != nil {
 		err = fmt.Errorf("%w: %w", why, err)

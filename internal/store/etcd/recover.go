@@ -32,7 +32,9 @@ const (
 // Contents are what a data directory holds.
 type Contents struct {
 	Members []MemberInfo
-	// Revision is at least that of the last change which is known to be decided.
+	// End is where its log ends.
+	End LogEnd
+	// Revision is that of the last change in the database, which may lack the last tenth of a second of the log.
 	Revision int64
 	// LastWrite is when its log was last written to.
 	LastWrite time.Time
@@ -43,7 +45,11 @@ func Inspect(dir string) (Contents, error) {
 	if !HasData(dir) {
 		return Contents{}, fmt.Errorf("look into %s: %w", dir, os.ErrNotExist)
 	}
-	c := Contents{LastWrite: lastWrite(filepath.Join(dir, "member", "wal"))}
+	c := Contents{LastWrite: lastWrite(walOf(dir))}
+	var err error
+	if c.End, err = readEnd(dir); err != nil {
+		return c, fmt.Errorf("look into %s: read its log: %w", dir, err)
+	}
 	db, err := bbolt.Open(database(dir), 0o600, &bbolt.Options{ReadOnly: true, Timeout: inspectTimeout})
 	if err != nil {
 		return c, fmt.Errorf("look into %s: %w", dir, err)
@@ -86,7 +92,7 @@ func (c *Contents) add(value []byte) error {
 }
 
 // LastWrite is when the log in a data directory was last written to; the zero time if it can't be told.
-func LastWrite(dir string) time.Time { return lastWrite(filepath.Join(dir, "member", "wal")) }
+func LastWrite(dir string) time.Time { return lastWrite(walOf(dir)) }
 
 func lastWrite(wal string) (last time.Time) {
 	entries, _ := os.ReadDir(wal)
@@ -103,21 +109,19 @@ func lastWrite(wal string) (last time.Time) {
 // is lost; all else stays, also what was not known here to be decided. It gets a vote if it had none. The revision rises by RevisionGap, and
 // what is older counts as compacted: whoever watches begins anew.
 //
-// No member may run in the directory. A call that failed can be repeated.
+// No member may run in the directory. From when it has begun there is no way back: if it fails, or the process ends, the next
+// call finishes it, or Start does.
 func Recover(ctx context.Context, name, dir string, cfg Config) (int64, error) {
 	if !HasData(dir) {
 		return 0, fmt.Errorf("recover %s: %w", dir, os.ErrNotExist)
 	}
 	// Nobody is to reach it before it is done.
 	cfg.Name, cfg.DataDir, cfg.PeerURL, cfg.ListenPeer, cfg.PeerTLS, cfg.ClientListen = name, dir, "http://127.0.0.1:0", "", TLSFiles{}, ""
-	cfg.ForceNewCluster = true
-	if err := settle(name, dir); err != nil {
-		return 0, fmt.Errorf("recover %s: %w", dir, err)
+	cfg.ForceNewCluster, cfg.Existing, cfg.InitialCluster = true, false, nil
+	revision, err := recoverData(ctx, dir, &cfg)
+	if err != nil && Recovering(dir) {
+		err = fmt.Errorf("%w: it has begun, and is finished when the server starts, or by `barque recover` again", err)
 	}
-	if err := alone(ctx, &cfg); err != nil {
-		return 0, fmt.Errorf("recover %s: %w", dir, err)
-	}
-	revision, err := raise(dir, &cfg)
 	if err != nil {
 		return 0, fmt.Errorf("recover %s: %w", dir, err)
 	}
@@ -139,6 +143,60 @@ func settle(name, dir string) error {
 		}
 	}
 	return nil
+}
+
+func recoverData(ctx context.Context, dir string, cfg *Config) (int64, error) {
+	if err := isolate(ctx, dir, cfg); err != nil {
+		return 0, err
+	}
+	revision, err := raise(dir, cfg)
+	if err != nil {
+		return 0, err
+	}
+	if err := removeSynced(filepath.Join(dir, recoveringMark)); err != nil {
+		return 0, err
+	}
+	return revision, nil
+}
+
+// isolate is what comes before the revision is raised. In between the member is a cluster of its own that would give away
+// numbers a second time: recoveringMark keeps it from being used so.
+func isolate(ctx context.Context, dir string, cfg *Config) error {
+	// What can't be read can't be recovered: nothing has begun then.
+	if _, err := readEnd(dir); err != nil {
+		return fmt.Errorf("read its log: %w", err)
+	}
+	if err := writeSynced(filepath.Join(dir, recoveringMark)); err != nil {
+		return err
+	}
+	if err := settle(cfg.Name, dir); err != nil {
+		return err
+	}
+	return alone(ctx, cfg)
+}
+
+// recoveringMark is there while a directory is recovered: from before anything in it is changed until all is.
+const recoveringMark = "recovering"
+
+// Recovering tells whether a recovery of a data directory has begun, and has not come to its end.
+func Recovering(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, recoveringMark))
+	return err == nil && HasData(dir)
+}
+
+// writeSynced makes an empty file that outlives a crash.
+func writeSynced(path string) error {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(path))
+}
+
+func removeSynced(path string) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(path))
 }
 
 // alone lets the member find itself alone. In the end its log begins with a snapshot, so that who joins later gets the database

@@ -114,21 +114,15 @@ func TestRecoverWhatWasNotKnownToBeDecided(t *testing.T) {
 	put(t, c.Member(0), "/k/known", "v")
 	c.Crash(0)
 
-	w, state, entries, err := etcd.OpenLog(dir)
+	before, err := etcd.Inspect(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := entries[len(entries)-1]
-	data, err := proto.Marshal(&etcdserverpb.InternalRaftRequest{
-		Header: &etcdserverpb.RequestHeader{ID: 1},
-		Put:    &etcdserverpb.PutRequest{Key: []byte("/k/tail"), Value: []byte("v")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	index, term := last.GetIndex()+1, last.GetTerm()
-	if err := errors.Join(w.Save(state, []*raftpb.Entry{{Index: &index, Term: &term, Data: data}}), w.Close()); err != nil {
-		t.Fatal(err)
+	end := appendPut(t, dir, "/k/tail")
+	// That is what servers that are left are compared by: the database knows nothing of it.
+	after, err := etcd.Inspect(dir)
+	if err != nil || after.End != end || after.End.Compare(before.End) <= 0 || after.Revision != before.Revision {
+		t.Errorf("with an entry more, %v, it holds %+v (%v); before, %+v", end, after, err, before)
 	}
 	if _, err := etcd.Recover(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err != nil {
 		t.Fatal(err)
@@ -138,5 +132,142 @@ func TestRecoverWhatWasNotKnownToBeDecided(t *testing.T) {
 		if v := get(t, m, key); v != "v" {
 			t.Errorf("%s is %q", key, v)
 		}
+	}
+}
+
+// appendPut writes a change to the end of a log, and nowhere else.
+func appendPut(t *testing.T, dir, key string) etcd.LogEnd {
+	t.Helper()
+	w, state, entries, err := etcd.OpenLog(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := entries[len(entries)-1]
+	data, err := proto.Marshal(&etcdserverpb.InternalRaftRequest{
+		Header: &etcdserverpb.RequestHeader{ID: 1},
+		Put:    &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte("v")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, term := last.GetIndex()+1, last.GetTerm()
+	if err := errors.Join(w.Save(state, []*raftpb.Entry{{Index: &index, Term: &term, Data: data}}), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return etcd.LogEnd{Term: term, Index: index}
+}
+
+func TestLogEndCompare(t *testing.T) {
+	for _, tt := range []struct {
+		a, b etcd.LogEnd
+		want int
+	}{
+		{etcd.LogEnd{}, etcd.LogEnd{}, 0},
+		{etcd.LogEnd{Term: 2, Index: 7}, etcd.LogEnd{Term: 2, Index: 7}, 0},
+		{etcd.LogEnd{Term: 2, Index: 8}, etcd.LogEnd{Term: 2, Index: 7}, 1},
+		{etcd.LogEnd{Term: 3, Index: 7}, etcd.LogEnd{Term: 2, Index: 9000}, 1}, // what the longer one has beyond is of nobody who won
+	} {
+		if got, back := tt.a.Compare(tt.b), tt.b.Compare(tt.a); got != tt.want || back != -tt.want {
+			t.Errorf("%v against %v: %d, and back %d; want %d", tt.a, tt.b, got, back, tt.want)
+		}
+	}
+}
+
+// A member that runs tells where its log ends, also behind a snapshot of raft's; and so does its directory afterwards.
+func TestLogEndOfMember(t *testing.T) {
+	dir := t.TempDir()
+	c := etcdtest.New(t, 1, func(_ int, cfg *etcd.Config) { cfg.DataDir = dir })
+	m := c.Member(0)
+	var ends []etcd.LogEnd
+	for i := range 5 {
+		put(t, m, fmt.Sprintf("/k/%d", i), "v")
+		end, err := m.LogEnd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end.Index < m.Server().AppliedIndex() || end.Term != m.Term() {
+			t.Errorf("the log ends at %v, and applied is index %d of term %d", end, m.Server().AppliedIndex(), m.Term())
+		}
+		if ends = append(ends, end); i > 0 && end.Compare(ends[i-1]) <= 0 {
+			t.Errorf("after another change it ends at %v, before at %v", end, ends[i-1])
+		}
+	}
+	c.Crash(0)
+	found, err := etcd.Inspect(dir)
+	if err != nil || found.End.Compare(ends[4]) < 0 {
+		t.Errorf("the directory's log ends at %v (%v), the member's ended at %v", found.End, err, ends[4])
+	}
+	if _, err := etcd.Recover(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err != nil { // makes a snapshot
+		t.Fatal(err)
+	}
+	if later, err := etcd.Inspect(dir); err != nil || later.End.Compare(found.End) <= 0 {
+		t.Errorf("after a recovery it ends at %v (%v), before at %v", later.End, err, found.End)
+	}
+}
+
+// A crash in a recovery, when the member is a cluster of its own already, gives no revision away twice: whoever uses the
+// directory next raises it first.
+func TestRecoveryIsFinished(t *testing.T) {
+	for name, finish := range map[string]func(t *testing.T, c *etcdtest.Cluster, dir string){
+		"by a start": func(*testing.T, *etcdtest.Cluster, string) {},
+		"by another recovery": func(t *testing.T, _ *etcdtest.Cluster, dir string) {
+			t.Helper()
+			if _, err := etcd.Recover(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err != nil {
+				t.Fatal(err)
+			}
+			if etcd.Recovering(dir) {
+				t.Error("it does not know that it has come to its end")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			c := etcdtest.New(t, 1, func(_ int, cfg *etcd.Config) { cfg.DataDir = dir })
+			last := put(t, c.Member(0), "/k", "v")
+			c.Crash(0)
+			if err := etcd.Isolate(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err != nil {
+				t.Fatal(err)
+			}
+			if !etcd.Recovering(dir) {
+				t.Error("nothing tells that a recovery has begun")
+			}
+			finish(t, c, dir)
+			m := c.Start(0)
+			if next := put(t, m, "/k/new", "v"); next <= last+etcd.RevisionGap {
+				t.Errorf("the next change has revision %d, and %d was the last", next, last)
+			}
+			if v := get(t, m, "/k"); v != "v" {
+				t.Errorf("the key is %q", v)
+			}
+			if etcd.Recovering(dir) {
+				t.Error("the recovery has no end")
+			}
+		})
+	}
+}
+
+// What can't be read is left as it is.
+func TestRecoverDamagedLog(t *testing.T) {
+	dir := t.TempDir()
+	c := etcdtest.New(t, 1, func(_ int, cfg *etcd.Config) { cfg.DataDir = dir })
+	put(t, c.Member(0), "/k", "v")
+	c.Crash(0)
+	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	content, err := os.ReadFile(logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[100] ^= 0xff
+	if err := os.WriteFile(logs[0], content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := etcd.Recover(t.Context(), "m0", dir, etcd.Config{UnsafeNoSync: true}); err == nil {
+		t.Error("a damaged log was recovered")
+	}
+	if etcd.Recovering(dir) {
+		t.Error("a recovery has begun that can't end")
 	}
 }
