@@ -72,7 +72,7 @@ func saveArchive(t *testing.T, authorities *pki.Authorities, member *etcd.Member
 		},
 		Facts: func() join.Facts { return join.Facts{ClusterDomain: "sea"} },
 		Check: func(context.Context, string, string) error { return nil }, // Restore checks
-		Free:  func(string) (int64, error) { return 1 << 40, nil },
+		Disk:  func(string) (int64, int64, error) { return 1 << 40, 1 << 40, nil },
 	}).Save(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 )
 
 // Paths of the API, behind its authentication and authorization. What takes as long as the disk needs has to be
@@ -83,13 +84,15 @@ func (k *Keeper) serveSave(w http.ResponseWriter, r *http.Request) {
 
 func (k *Keeper) serveSend(w http.ResponseWriter, r *http.Request) {
 	begun := false
+	control := http.NewResponseController(w)
 	err := k.send(r.Context(), func(m Manifest, size int64) io.Writer {
 		begun = true
 		w.Header().Set("Content-Type", "application/x-tar")
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		w.Header().Set("Content-Disposition", `attachment; filename="`+m.Name().String()+`"`)
-		return w
+		return &patientWriter{w: w, control: control, patience: k.patience}
 	})
+	_ = control.SetWriteDeadline(time.Time{}) // the connection may have other requests
 	switch {
 	case err == nil:
 	case !begun:
@@ -98,6 +101,30 @@ func (k *Keeper) serveSend(w http.ResponseWriter, r *http.Request) {
 		k.log.Info("a snapshot was not taken by who asked for it", "error", err)
 		panic(http.ErrAbortHandler) // the client sees that it is not complete
 	}
+}
+
+const (
+	// patience is how long a client may take for a piece of a snapshot: what it does not take holds room on the disk.
+	patience = time.Minute
+	// piece is so many bytes.
+	piece = 1 << 20
+)
+
+// patientWriter gives up on a client that does not take a piece in time.
+type patientWriter struct {
+	w        io.Writer
+	control  *http.ResponseController
+	patience time.Duration
+	left     int // of the piece
+}
+
+func (w *patientWriter) Write(b []byte) (int, error) {
+	if w.left <= 0 {
+		w.left = piece
+		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience)) // not every connection has them
+	}
+	w.left -= len(b)
+	return w.w.Write(b)
 }
 
 func (k *Keeper) answer(w http.ResponseWriter, v any) {

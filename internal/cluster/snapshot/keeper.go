@@ -49,9 +49,9 @@ type Config struct {
 	// Check reads a snapshot back and says what is wrong with it. scratch is an empty directory for what it unpacks.
 	Check func(ctx context.Context, path, scratch string) error
 	Log   *slog.Logger
-	// Now is the clock, Free how many bytes a directory's disk has room for; nil for the system's.
+	// Now is the clock, Disk how many bytes are free on a directory's disk, and how many it has; nil for the system's.
 	Now  func() time.Time
-	Free func(dir string) (int64, error)
+	Disk func(dir string) (free, total int64, err error)
 }
 
 // A Keeper takes a server's snapshots and keeps them. Its methods are safe for concurrent use.
@@ -61,6 +61,8 @@ type Keeper struct {
 	// busy is held while a snapshot is taken: one at a time.
 	busy    sync.Mutex
 	metrics *metrics
+	// patience is how long who is sent a snapshot may take for a piece of it.
+	patience time.Duration
 
 	mu      sync.Mutex
 	problem string // why the last scheduled one was not taken; guarded by mu
@@ -82,10 +84,10 @@ func NewKeeper(cfg Config) *Keeper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Free == nil {
-		cfg.Free = freeBytes
+	if cfg.Disk == nil {
+		cfg.Disk = diskOf
 	}
-	return &Keeper{cfg: cfg, log: cfg.Log.With("component", "snapshot"), metrics: newMetrics()}
+	return &Keeper{cfg: cfg, log: cfg.Log.With("component", "snapshot"), metrics: newMetrics(), patience: patience}
 }
 
 // Save takes a snapshot and keeps it until somebody removes it.
@@ -140,7 +142,7 @@ func (k *Keeper) take(ctx context.Context, scheduled bool) (_ *taken, err error)
 	if err := os.MkdirAll(k.cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := k.room(); err != nil {
+	if err := k.room(scheduled); err != nil {
 		return nil, err
 	}
 	behind := k.behind(ctx)
@@ -269,19 +271,20 @@ func List(dir string) ([]Info, error) {
 	return list, nil
 }
 
+// own are the scheduled snapshots that this server took of this cluster, the newest first.
+func (k *Keeper) own() ([]Info, error) {
+	list, err := List(k.cfg.Dir)
+	return ownOf(list, k.cfg.Server, k.cluster()), err
+}
+
 // prune removes scheduled snapshots that newer ones replace.
 func (k *Keeper) prune() error {
-	list, err := List(k.cfg.Dir)
+	own, err := k.own()
 	if err != nil {
 		return err
 	}
-	var names []Name
-	for _, i := range list {
-		n, _ := ParseName(i.File)
-		names = append(names, n)
-	}
-	for _, n := range older(names, shortServer(k.cfg.Server), k.cluster(), k.cfg.Keep) {
-		err = errors.Join(err, os.Remove(filepath.Join(k.cfg.Dir, n.String())))
+	for _, i := range older(own, k.cfg.Keep) {
+		err = errors.Join(err, os.Remove(filepath.Join(k.cfg.Dir, i.File)))
 	}
 	return err
 }
@@ -295,8 +298,9 @@ func (k *Keeper) send(ctx context.Context, begin func(m Manifest, size int64) io
 	if err != nil {
 		return err
 	}
-	defer t.discard()
 	f, err := os.Open(t.path)
+	// Who asked may be slow, or gone: meanwhile others can be taken. The file lives as long as it is open.
+	t.discard()
 	if err != nil {
 		return fmt.Errorf("take a snapshot: %w", err)
 	}

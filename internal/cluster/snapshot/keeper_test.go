@@ -54,12 +54,13 @@ type harness struct {
 	etcd   *etcdtest.Cluster
 	now    time.Time
 	free   int64
+	total  int64
 	broken error // what a check finds
 }
 
 func newHarness(t *testing.T) *harness {
 	t.Helper()
-	h := &harness{etcd: etcdtest.New(t, 1, nil), now: noon, free: 1 << 40}
+	h := &harness{etcd: etcdtest.New(t, 1, nil), now: noon, free: 1 << 40, total: 1 << 40}
 	h.member = h.etcd.Member(0)
 	h.Keeper = NewKeeper(Config{
 		Source: h.member, Dir: filepath.Join(t.TempDir(), "snapshots"), Server: "m0", Cluster: cluster, Version: "v1", Kubernetes: "v1.37.1",
@@ -71,7 +72,7 @@ func newHarness(t *testing.T) *harness {
 			return errors.Join(err, h.broken)
 		},
 		Now:  func() time.Time { return h.now },
-		Free: func(string) (int64, error) { return h.free, nil },
+		Disk: func(string) (int64, int64, error) { return h.free, h.total, nil },
 	})
 	return h
 }
@@ -289,7 +290,8 @@ func TestNothingIsLeftOfAFailure(t *testing.T) {
 		prepare func()
 		want    string
 	}{
-		"no room":           {func() { h.free = reserve }, "remove old snapshots there"},
+		"no room":           {func() { h.free, h.total = reserve, 4*reserve }, "remove old snapshots there"},
+		"a full large disk": {func() { h.free, h.total = 100<<30, 1<<40 }, "157286 MiB are needed"},
 		"the check fails":   {func() { h.broken = ErrDamaged }, "what was written is not right: the snapshot is damaged"},
 		"no quorum":         {func() { h.cfg.Source = alone{h.member} }, "there is no quorum"},
 		"keys can't be had": {func() { h.cfg.Keys = func() (json.RawMessage, error) { return nil, os.ErrPermission } }, "read the cluster's keys"},
@@ -297,7 +299,7 @@ func TestNothingIsLeftOfAFailure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			was := *h
 			wasConfig := h.cfg
-			defer func() { h.free, h.broken, h.cfg = was.free, was.broken, wasConfig }()
+			defer func() { h.free, h.total, h.broken, h.cfg = was.free, was.total, was.broken, wasConfig }()
 			tt.prepare()
 			p := plan{}
 			h.takeScheduled(t.Context(), &p)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -62,20 +61,19 @@ func ParseName(file string) (Name, bool) {
 	return Name{Time: at, Cluster: m[2], Revision: revision, Scheduled: m[4] == "auto", Server: m[5]}, true
 }
 
-// older are the scheduled snapshots that a server took of a cluster, but for the newest so many.
-func older(names []Name, server, cluster string, keep int) []Name {
-	var own []Name
-	for _, n := range names {
-		if n.Scheduled && n.Server == server && n.Cluster == cluster {
-			own = append(own, n)
+// ownOf are the scheduled snapshots of a list that a server took of a cluster, which is told as names do.
+func ownOf(list []Info, server, cluster string) []Info {
+	var own []Info
+	for _, i := range list {
+		if n, ok := ParseName(i.File); ok && n.Scheduled && n.Server == shortServer(server) && n.Cluster == cluster {
+			own = append(own, i)
 		}
 	}
-	slices.SortFunc(own, byAge)
-	if len(own) <= keep {
-		return nil
-	}
-	return own[:len(own)-keep]
+	return own
 }
+
+// older are all but the newest so many of a list, which is sorted the newest first.
+func older(list []Info, keep int) []Info { return list[min(keep, len(list)):] }
 
 // byAge sorts the oldest first. Of the same second, the greater revision is newer.
 func byAge(a, b Name) int {

@@ -40,20 +40,22 @@ func TestNames(t *testing.T) {
 }
 
 func TestOlder(t *testing.T) {
-	at := func(minute int, scheduled bool, server, cluster string) Name {
-		return Name{noon.Add(time.Duration(minute) * time.Minute), cluster, 1, scheduled, server}
+	const c1, c2 = "11111111", "22222222"
+	var list []Info
+	for _, n := range []Name{
+		{noon.Add(3 * time.Minute), c1, 1, true, "a"}, {noon.Add(2 * time.Minute), c1, 1, true, "a"}, {noon.Add(time.Minute), c1, 1, true, "a"},
+		{noon, c1, 1, false, "a"}, {noon, c1, 1, true, "b"}, {noon, c2, 1, true, "a"},
+	} {
+		list = append(list, infoOf(n, 1))
 	}
-	names := []Name{
-		at(3, true, "a", "c1"), at(1, true, "a", "c1"), at(2, true, "a", "c1"),
-		at(0, false, "a", "c1"), at(0, true, "b", "c1"), at(0, true, "a", "c2"),
-	}
-	for keep, want := range map[int][]int{1: {1, 2}, 2: {1}, 3: nil, 9: nil} {
+	list = append(list, Info{File: "not-one-of-ours.tar"})
+	for keep, want := range map[int][]int{1: {2, 1}, 2: {1}, 3: nil, 9: nil} {
 		var got []int
-		for _, n := range older(names, "a", "c1", keep) {
-			if !n.Scheduled || n.Server != "a" || n.Cluster != "c1" {
+		for _, i := range older(ownOf(list, "a", c1), keep) {
+			if n, _ := ParseName(i.File); !n.Scheduled || n.Server != "a" || n.Cluster != c1 {
 				t.Errorf("keep %d removes %s", keep, n)
 			}
-			got = append(got, int(n.Time.Sub(noon).Minutes()))
+			got = append(got, int(i.Time.Sub(noon).Minutes()))
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("keep %d removes %v, want %v", keep, got, want)

@@ -43,16 +43,14 @@ type plan struct {
 // due tells whether a snapshot is to be taken now.
 func (k *Keeper) due(p *plan) bool {
 	now := k.cfg.Now()
-	list, err := List(k.cfg.Dir)
+	own, err := k.own()
 	if err != nil {
 		k.tell(err)
 		return false
 	}
 	var last time.Time
-	for _, i := range list {
-		if n, _ := ParseName(i.File); n.Scheduled && n.Server == shortServer(k.cfg.Server) && n.Cluster == k.cluster() && n.Time.After(last) {
-			last = n.Time
-		}
+	if len(own) > 0 {
+		last = own[0].Time
 	}
 	servers := slices.Sorted(slices.Values(k.cfg.Servers()))
 	rank := max(0, slices.Index(servers, k.cfg.Server))

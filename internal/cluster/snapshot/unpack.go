@@ -167,7 +167,12 @@ func (c *Contents) takeDatabase(ctx context.Context, r io.Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	w := &sumWriter{ctx: ctx, out: out, sum: sha256.New()}
+	return copyDatabase(&steadyWriter{ctx: ctx, f: out}, r)
+}
+
+// copyDatabase writes on a database without its checksum, which it has to match.
+func copyDatabase(out io.Writer, r io.Reader) error {
+	w := &sumWriter{out: out, sum: sha256.New()}
 	if _, err := io.Copy(w, r); err != nil {
 		return err
 	}
@@ -179,16 +184,12 @@ func (c *Contents) takeDatabase(ctx context.Context, r io.Reader) (err error) {
 
 // sumWriter writes on all but the last bytes, which are the checksum of those.
 type sumWriter struct {
-	ctx  context.Context
 	out  io.Writer
 	sum  hash.Hash
 	held []byte // the last that came, at most a checksum
 }
 
 func (w *sumWriter) Write(b []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
 	all := append(w.held, b...)
 	n := max(0, len(all)-sha256.Size)
 	if _, err := io.MultiWriter(w.out, w.sum).Write(all[:n]); err != nil {
