@@ -221,11 +221,11 @@ func (c *Contents) database(t *testing.T) []byte {
 func TestWhatIsNoSnapshot(t *testing.T) {
 	dir := t.TempDir()
 	for want, content := range map[string]string{
-		"name a file that":         "hello",
-		"name the file that is in": "PK\x03\x04zip",
-		"that gunzip makes":        "\x1f\x8bgzip",
-		"has no checksum":          strings.Repeat("\x00", 16) + "\xed\xda\x0c\xed" + strings.Repeat("\x00", 4076),
-		"of a newer Barque":        string(archiveOf(t, Manifest{Format: 99, Cluster: cluster, Revision: 1, Version: "v9"})),
+		"name a file that":    "hello",
+		"does not end as one": "PK\x03\x04zip",
+		"that gunzip makes":   "\x1f\x8bgzip",
+		"has no checksum":     strings.Repeat("\x00", 16) + "\xed\xda\x0c\xed" + strings.Repeat("\x00", 4076),
+		"of a newer Barque":   string(archiveOf(t, Manifest{Format: 99, Cluster: cluster, Revision: 1, Version: "v9"})),
 	} {
 		file := filepath.Join(dir, "file")
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -52,6 +53,8 @@ func Unpack(ctx context.Context, path, dir string, visit func(key, value []byte)
 		err = c.unpackArchive(ctx, f)
 	case kind == kindDatabase:
 		err = c.unpackDatabase(ctx, f)
+	case kind == kindZip:
+		err = c.unpackZip(ctx, f)
 	default:
 		err = advice[kind]
 	}
@@ -82,13 +85,12 @@ const (
 
 var advice = map[kind]error{
 	kindUnknown: fmt.Errorf("%w, and none of etcd's: name a file that `barque snapshot save`, `etcdctl snapshot save` or `k3s etcd-snapshot` wrote", ErrForeign),
-	kindZip:     fmt.Errorf("%w, but a zip: name the file that is in it", ErrForeign),
 	kindGzip:    fmt.Errorf("%w, but compressed: name the file that gunzip makes of it", ErrForeign),
 }
 
 // kindOf looks at the beginning of a file, and goes back to it.
 func kindOf(f *os.File) (kind, error) {
-	head := make([]byte, 512)
+	head := make([]byte, headBytes)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return kindUnknown, err
@@ -96,20 +98,27 @@ func kindOf(f *os.File) (kind, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return kindUnknown, err
 	}
+	return kindOfHead(head[:n]), nil
+}
+
+// headBytes is how much of a file tells what it is.
+const headBytes = 512
+
+func kindOfHead(head []byte) kind {
 	at := func(offset int, magic string) bool {
-		return n > offset && bytes.HasPrefix(head[offset:n], []byte(magic))
+		return len(head) > offset && bytes.HasPrefix(head[offset:], []byte(magic))
 	}
 	switch {
 	case at(257, "ustar"):
-		return kindArchive, nil
+		return kindArchive
 	case at(16, "\xed\xda\x0c\xed"):
-		return kindDatabase, nil
+		return kindDatabase
 	case at(0, "PK\x03\x04"):
-		return kindZip, nil
+		return kindZip
 	case at(0, "\x1f\x8b"):
-		return kindGzip, nil
+		return kindGzip
 	}
-	return kindUnknown, nil
+	return kindUnknown
 }
 
 // unpackArchive reads what Barque wrote.
@@ -152,11 +161,55 @@ func (c *Contents) unpackDatabase(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	// As etcd's tools tell: a database is pages of a multiple of 512 bytes.
-	if stat.Size()%512 != sha256.Size {
-		return fmt.Errorf("%w: it has no checksum, as a file of etcd's that was copied, or a snapshot that was cut; take it from etcd with `etcdctl snapshot save`", ErrDamaged)
+	if err := checkSize(stat.Size()); err != nil {
+		return err
 	}
 	return c.takeDatabase(ctx, f)
+}
+
+// checkSize tells by its size whether a snapshot of etcd's has its checksum, as etcd's tools tell: a database is pages of a
+// multiple of 512 bytes.
+func checkSize(size int64) error {
+	if size%512 != sha256.Size {
+		return fmt.Errorf("%w: it has no checksum, as a file of etcd's that was copied, or a snapshot that was cut; take it from etcd with `etcdctl snapshot save`", ErrDamaged)
+	}
+	return nil
+}
+
+// unpackZip reads what k3s wrote with --etcd-snapshot-compress: a zip with etcd's snapshot in it and nothing else.
+func (c *Contents) unpackZip(ctx context.Context, f *os.File) error {
+	stat, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	in, err := zip.NewReader(f, stat.Size())
+	if err != nil {
+		return fmt.Errorf("%w: it begins as a zip, and does not end as one: %w", ErrDamaged, err)
+	}
+	if len(in.File) != 1 {
+		return fmt.Errorf("%w, but a zip with %d files in it: unpack it, and name the snapshot", ErrForeign, len(in.File))
+	}
+	content, err := in.File[0].Open()
+	if err != nil {
+		return fmt.Errorf("%w: %s in it can't be read: %w", ErrDamaged, in.File[0].Name, err)
+	}
+	defer func() { _ = content.Close() }()
+	head := make([]byte, headBytes)
+	n, err := io.ReadFull(content, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %s in it can't be read: %w", ErrDamaged, in.File[0].Name, err)
+	}
+	if kindOfHead(head[:n]) != kindDatabase {
+		return fmt.Errorf("%w, but a zip with something else in it than a snapshot of etcd's: unpack it, and name the snapshot", ErrForeign)
+	}
+	if err := checkSize(int64(in.File[0].UncompressedSize64)); err != nil {
+		return err
+	}
+	err = c.takeDatabase(ctx, io.MultiReader(bytes.NewReader(head[:n]), content))
+	if errors.Is(err, zip.ErrChecksum) || errors.Is(err, zip.ErrFormat) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
 }
 
 // takeDatabase writes the database without its checksum, which it has to match. What may be damaged is not
