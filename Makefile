@@ -13,7 +13,7 @@ LDFLAGS = -s -w -X barque.dev/internal/node.version=$(VERSION) \
 # built without the race detector is built with them, so that it is compiled once.
 export GOFLAGS := $(GOFLAGS) -tags=netgo,osusergo
 
-.PHONY: up down build programs test unit fuzz integration portability clients bench stock stock-api bench-side-by-side bench-smoke lint check clean deps
+.PHONY: up down build programs test unit fuzz integration portability s3 clients bench stock stock-api bench-side-by-side bench-smoke lint check clean deps
 .DEFAULT_GOAL := build
 
 up: build ## a cluster of three masters on this machine
@@ -36,7 +36,7 @@ bin/barque: programs FORCE
 
 FORCE:
 
-test: build unit integration portability clients differential conformance-smoke bench-smoke ## all tests, unit and integration
+test: build unit integration portability s3 clients differential conformance-smoke bench-smoke ## all tests, unit and integration
 
 # Vet has its own turn in lint, and debug information makes linking a hundred test binaries slow.
 unit: GOFLAGS =
@@ -58,6 +58,10 @@ portability: build ## stock kube-apiserver on Barque's etcd, and the other way r
 	mkdir -p .cache
 	cd test/portability && $(GO) build -o ../../.cache/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
 	cd test/portability && BARQUE_PROGRAM=$${BARQUE_PROGRAM:-$(CURDIR)/bin/barque} $(GO) test -timeout 10m -count=1 ./...
+
+# A module of its own, so that what the server of S3's API stands on stays out of ours.
+s3: build ## snapshots in a bucket, of a server of S3's API that people run
+	cd test/s3 && BARQUE_PROGRAM=$${BARQUE_PROGRAM:-$(CURDIR)/bin/barque} $(GO) test -timeout 15m -count=1 ./...
 
 # A module of its own, so that Helm's dependencies stay out of ours. RUN is a pattern of tests' names.
 clients: build ## what others point at a Kubernetes API: controller-runtime's own suites, Helm 4's SDK, an operator

@@ -64,8 +64,9 @@ func newServer(s Streams) *cobra.Command {
 	accessFlags(flags, &cfg.Access)
 	auditFlags(flags, &cfg.Audit)
 	flags.DurationVar(&cfg.Snapshots.Every, "snapshot-every", node.DefaultSnapshotEvery, "how often this server takes a snapshot; the servers take turns; 0 for never")
-	flags.IntVar(&cfg.Snapshots.Keep, "snapshot-keep", node.DefaultSnapshotKeep, "how many of this server's scheduled `snapshots` stay; those of `barque snapshot save` stay all")
+	flags.IntVar(&cfg.Snapshots.Keep, "snapshot-keep", node.DefaultSnapshotKeep, "how many of this server's scheduled `snapshots` stay; those of `barque snapshot save` stay all; 0, with a bucket, for none that is there")
 	flags.StringVar(&cfg.Snapshots.Dir, "snapshot-dir", "", "`DIR` that holds snapshots; by default snapshots in --data-dir, which is lost with the disk")
+	bucketFlags(flags, &cfg.Snapshots)
 	flags.StringVar(&cfg.TracingFile, "tracing-config-file", "", "`FILE` with a TracingConfiguration, which says where traces of requests go to; without it nothing is traced")
 	configFlag(cmd)
 	cmd.AddCommand(newServerList(s), newServerRemove(s))
@@ -92,6 +93,18 @@ func newServer(s Streams) *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// bucketFlags say which bucket snapshots are copied to. Keys are no flags: a command line is seen by all.
+func bucketFlags(flags *pflag.FlagSet, o *node.SnapshotOptions) {
+	flags.StringVar(&o.Bucket.Bucket, "snapshot-s3-bucket", "", "`BUCKET` of S3 that scheduled snapshots are copied to")
+	flags.StringVar(&o.Bucket.Prefix, "snapshot-s3-prefix", "", "`PREFIX` of their keys in the bucket, such as barque/prod/")
+	flags.StringVar(&o.Bucket.Endpoint, "snapshot-s3-endpoint", "", "`URL` of what speaks S3's API, such as https://minio.example:9000; by default Amazon's")
+	flags.StringVar(&o.Bucket.Region, "snapshot-s3-region", "", "the bucket's `region`; by default us-east-1")
+	flags.StringVar(&o.Bucket.CA, "snapshot-s3-endpoint-ca", "", "`FILE` with the authorities that the endpoint's certificate may be of; by default the system's")
+	flags.StringVar(&o.Bucket.Credentials, "snapshot-s3-credentials", "",
+		"`FILE` with aws_access_key_id and aws_secret_access_key under [default]; without it AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment")
+	flags.IntVar(&o.BucketKeep, "snapshot-s3-keep", node.DefaultSnapshotKeep, "how many of this server's `snapshots` stay in the bucket")
 }
 
 // again replaces this process by a new one of the same command line.

@@ -38,7 +38,7 @@ of one. Servers take them by themselves (barque server --snapshot-every). Whoeve
 // oneFile takes one argument, a snapshot.
 func oneFile(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return errUsage{fmt.Errorf("%s needs one snapshot: name its file", cmd.CommandPath())}
+		return errUsage{fmt.Errorf("%s needs one snapshot: name its file, or s3://BUCKET/KEY", cmd.CommandPath())}
 	}
 	return nil
 }
@@ -48,20 +48,24 @@ func newSnapshotSave(s Streams) *cobra.Command {
 		Use:   "save",
 		Short: "Take a snapshot now, which stays on the server until you remove it, or comes here",
 		Example: `  sudo barque snapshot save
-  sudo barque snapshot save --to /mnt/backup`,
+  sudo barque snapshot save --to /mnt/backup
+  sudo barque snapshot save --to s3://backups/prod/ --s3-endpoint https://minio.example:9000`,
 		Args: noArgs,
 	}
 	var a access
-	var to string
+	var to, scratch string
+	var in elsewhere
 	a.flags(cmd.Flags())
-	cmd.Flags().StringVar(&to, "to", "", "`FILE` on this machine, or a directory, instead of the server's --snapshot-dir")
+	cmd.Flags().StringVar(&to, "to", "", "`FILE` on this machine, a directory, or s3://BUCKET/PREFIX/, instead of the server's --snapshot-dir")
+	cmd.Flags().StringVar(&scratch, "scratch", "", "`DIR` that has room for a snapshot on its way to a bucket; by default "+fetchedTo)
+	in.flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		_, config, err := a.client()
 		if err != nil {
 			return err
 		}
 		if to != "" {
-			path, m, err := fetchSnapshot(cmd.Context(), config, to)
+			path, m, err := saveSnapshot(cmd.Context(), config, to, scratch, &in)
 			if err != nil {
 				return err
 			}
@@ -89,17 +93,23 @@ func ifBehind(m snapshot.Manifest) string {
 
 func newSnapshotList(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List the snapshots on all servers, or, when none runs, in a directory",
+		Use:   "list [s3://BUCKET/PREFIX/]",
+		Short: "List the snapshots on all servers, or, when none runs, in a directory or a bucket",
 		Example: `  sudo barque snapshot list
-  sudo barque snapshot list --dir /var/lib/barque-server/snapshots`,
-		Args: noArgs,
+  sudo barque snapshot list --dir /var/lib/barque-server/snapshots
+  barque snapshot list s3://backups/prod/ --s3-endpoint https://minio.example:9000`,
+		Args: atMostABucket,
 	}
 	var a access
 	var dir string
+	var in elsewhere
 	a.flags(cmd.Flags())
+	in.flags(cmd.Flags())
 	cmd.Flags().StringVar(&dir, "dir", "", "`DIR` on this machine that holds snapshots")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return in.list(cmd.Context(), s.Out, args[0])
+		}
 		if dir == "" {
 			return listSnapshots(cmd.Context(), a, s.Out)
 		}
@@ -134,19 +144,23 @@ func withScratch(dir, file string, f func(scratch string) error) error {
 	return f(scratch)
 }
 
-const scratchUsage = "`DIR` that has room for what is in the snapshot; by default the one in which it is"
+const scratchUsage = "`DIR` that has room for what is in the snapshot; by default the one in which it is, for one in a bucket " + fetchedTo
 
 func newSnapshotVerify(s Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Look whether a cluster can be made of a snapshot: checksums, keys, and every object",
-		Args:  oneFile,
+		Example: `  sudo barque snapshot verify backup.tar
+  barque snapshot verify s3://backups/prod/barque-20261123T200000Z-1a2b3c4d-r41977-auto-a.tar --s3-endpoint https://minio.example:9000`,
+		Args: oneFile,
 	}
 	var dir string
+	var in elsewhere
+	in.flags(cmd.Flags())
 	cmd.Flags().StringVar(&dir, "scratch", "", scratchUsage)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return withScratch(dir, args[0], func(scratch string) error {
-			c, err := node.CheckSnapshot(cmd.Context(), args[0], scratch)
+		return in.withFile(cmd.Context(), dir, args[0], func(file, scratch string) error {
+			c, err := node.CheckSnapshot(cmd.Context(), file, scratch)
 			if err != nil {
 				return err
 			}
@@ -181,11 +195,13 @@ func newSnapshotHistory(s Streams) *cobra.Command {
 		Args: oneFile,
 	}
 	var dir, of string
+	var in elsewhere
+	in.flags(cmd.Flags())
 	cmd.Flags().StringVar(&dir, "scratch", "", scratchUsage)
 	cmd.Flags().StringVar(&of, "of", "", "show only keys that contain this `TEXT`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return withScratch(dir, args[0], func(scratch string) error {
-			c, err := node.CheckSnapshot(cmd.Context(), args[0], scratch)
+		return in.withFile(cmd.Context(), dir, args[0], func(file, scratch string) error {
+			c, err := node.CheckSnapshot(cmd.Context(), file, scratch)
 			if err != nil {
 				return err
 			}
@@ -222,10 +238,15 @@ func newSnapshotRestore(s Streams) *cobra.Command {
 etcdctl, kubeadm's users or k3s made of a cluster with etcd. Stop all servers of the old cluster before: with their
 old data they are a cluster still, with the same keys. The others join the new one with empty data directories.`,
 		Example: `  sudo barque snapshot restore backup.tar --data-dir /var/lib/barque-server
-  sudo barque snapshot restore /mnt/k3s/on-demand-1764 --data-dir /var/lib/barque-server`,
+  sudo barque snapshot restore /mnt/k3s/on-demand-1764 --data-dir /var/lib/barque-server
+  sudo barque snapshot restore s3://backups/prod/barque-….tar --s3-endpoint https://minio.example:9000 --data-dir /var/lib/barque-server`,
 		Args: oneFile,
 	}
 	o := node.RestoreOptions{}
+	var scratch string
+	var in elsewhere
+	in.flags(cmd.Flags())
+	cmd.Flags().StringVar(&scratch, "scratch", "", "`DIR` that has room for a snapshot that is fetched from a bucket; by default "+fetchedTo)
 	cmd.Flags().StringVar(&o.DataDir, "data-dir", "", "`DIR` that holds the server's data then")
 	cmd.Flags().Int64Var(&o.At, "at", 0, "go back to a `REVISION` in the snapshot's history (barque snapshot history); 0 for the newest")
 	cmd.Flags().BoolVar(&o.Replace, "replace", false, "the directory may hold a server's data, which is moved aside within it")
@@ -237,12 +258,14 @@ old data they are a cluster still, with the same keys. The others join the new o
 		if o.At < 0 {
 			return errUsage{fmt.Errorf("--at %d: give a revision that `barque snapshot history` shows", o.At)}
 		}
-		o.File, o.Now = args[0], time.Now()
-		r, err := node.Restore(cmd.Context(), o)
-		if err != nil {
-			return err
-		}
-		return describeRestored(s.Out, o, r)
+		return in.fetched(cmd.Context(), scratch, args[0], func(file string) error {
+			o.File, o.Now = file, time.Now()
+			r, err := node.Restore(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return describeRestored(s.Out, o, r)
+		})
 	}
 	return cmd
 }
@@ -287,16 +310,15 @@ func listSnapshots(ctx context.Context, a access, w io.Writer) error {
 				list = append(list, i)
 			}
 		}
-		if st.Problem != "" {
-			problems = append(problems, noSnapshots(st))
-		}
+		list = append(list, inRemote(st, seen)...)
+		problems = append(problems, problemsOf(st)...)
 	}
 	sortNewest(list)
 	if err := printSnapshots(w, list); err != nil {
 		return err
 	}
 	for _, st := range statuses {
-		_, _ = fmt.Fprintf(w, "%s keeps them in %s; it takes one every %s and keeps %d\n", st.Server, st.Dir, st.Every, st.Keep)
+		_, _ = fmt.Fprintf(w, "%s keeps them in %s; it takes one every %s and keeps %d%s\n", st.Server, st.Dir, st.Every, st.Keep, andThere(st))
 	}
 	for _, name := range silent {
 		problems = append(problems, fmt.Sprintf("%s does not answer: see `barque status`, and list what it has there with --dir", name))

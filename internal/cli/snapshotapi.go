@@ -110,19 +110,24 @@ func (s *savedState) ask(ctx context.Context, config *rest.Config, address strin
 	if askSnapshots(ctx, own, http.MethodGet, snapshot.PathStatus, perServer, &status) != nil {
 		return
 	}
-	for _, i := range status.Snapshots {
+	for _, i := range slices.Concat(status.Snapshots, inRemote(status, map[string]bool{})) {
 		if i.Time.After(s.newest.Time) {
 			s.newest = i
 		}
 	}
-	if status.Problem != "" {
-		s.problems = append(s.problems, noSnapshots(status))
-	}
+	s.problems = append(s.problems, problemsOf(status)...)
 }
 
-// noSnapshots says what keeps a server from taking snapshots.
-func noSnapshots(status snapshot.Status) string {
-	return fmt.Sprintf("%s takes no snapshots: %s", status.Server, status.Problem)
+// problemsOf says what keeps a server from taking snapshots, and from copying them.
+func problemsOf(status snapshot.Status) []string {
+	var problems []string
+	if status.Problem != "" {
+		problems = append(problems, fmt.Sprintf("%s takes no snapshots: %s", status.Server, status.Problem))
+	}
+	if r := status.Remote; r != nil && r.Problem != "" {
+		problems = append(problems, fmt.Sprintf("%s copies no snapshots to %s: %s", status.Server, r.Where, r.Problem))
+	}
+	return problems
 }
 
 func (s *savedState) print(w io.Writer) {
@@ -140,11 +145,7 @@ func (s *savedState) problem() error {
 }
 
 // sortNewest puts the newest first.
-func sortNewest(list []snapshot.Info) {
-	slices.SortFunc(list, func(a, b snapshot.Info) int {
-		return cmp.Or(b.Time.Compare(a.Time), cmp.Compare(b.Revision, a.Revision), cmp.Compare(a.File, b.File))
-	})
-}
+func sortNewest(list []snapshot.Info) { slices.SortFunc(list, snapshot.Newer) }
 
 // fetchSnapshot has a server take a snapshot and brings it to a file, or into a directory, on this machine. It is
 // checked here, too, before it gets its name.

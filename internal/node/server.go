@@ -331,7 +331,9 @@ func (s *Server) openServer() error {
 	}
 	handlers := s.auth.Handlers()
 	maps.Copy(handlers, s.encryptionControl().Handlers())
-	maps.Copy(handlers, s.openSnapshots())
+	if err := s.openSnapshots(handlers); err != nil {
+		return err
+	}
 	maps.Copy(handlers, s.upgrades.Handlers(apiserver.LongPaths))
 	extra := map[string]http.Handler{
 		joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave), witnessesPath: http.HandlerFunc(s.serveWitnesses),

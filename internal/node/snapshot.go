@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/cluster/snapshot"
+	"barque.dev/internal/cluster/snapshot/bucket"
 	"barque.dev/internal/encryption"
 	"barque.dev/internal/pki"
 	"barque.dev/internal/run"
@@ -30,6 +32,9 @@ type SnapshotOptions struct {
 	Keep  int
 	// Dir holds them; empty for a directory in DataDir.
 	Dir string
+	// Bucket is where they are copied to, if it has a name, and BucketKeep how many of each server stay there. Keep may be 0 then.
+	Bucket     bucket.Config
+	BucketKeep int
 }
 
 // Defaults of SnapshotOptions: the last two days, every six hours on each server.
@@ -46,8 +51,11 @@ func (o *SnapshotOptions) complete(dataDir string) error {
 	if o.Every != 0 && o.Every < minSnapshotEvery {
 		return fmt.Errorf("--snapshot-every %v: choose %v or more, or 0 for never", o.Every, minSnapshotEvery)
 	}
-	if o.Keep < 1 && o.Every != 0 {
-		return fmt.Errorf("--snapshot-keep %d: choose 1 or more, or --snapshot-every 0 for no snapshots", o.Keep)
+	if err := o.completeBucket(); err != nil {
+		return err
+	}
+	if o.Keep < 0 || o.Keep < 1 && o.Every != 0 && o.Bucket.Bucket == "" {
+		return fmt.Errorf("--snapshot-keep %d: choose 1 or more (0 only with --snapshot-s3-bucket), or --snapshot-every 0 for no snapshots", o.Keep)
 	}
 	if o.Dir == "" {
 		o.Dir = filepath.Join(dataDir, snapshotsDir)
@@ -60,25 +68,60 @@ func (o *SnapshotOptions) complete(dataDir string) error {
 	return nil
 }
 
-// openSnapshots makes what takes snapshots, and returns what serves them.
-func (s *Server) openSnapshots() map[string]http.Handler {
+// s3Flags begins the names of the server's flags for its bucket.
+const s3Flags = "--snapshot-s3-"
+
+func (o *SnapshotOptions) completeBucket() error {
+	o.Bucket.Flags = s3Flags
+	switch {
+	case o.Bucket.Bucket == "" && (o.Bucket.Endpoint != "" || o.Bucket.Prefix != "" || o.Bucket.CA != "" || o.Bucket.Credentials != "" || o.Bucket.Region != ""):
+		return errors.New("--snapshot-s3-bucket is missing: name the bucket that snapshots are copied to, or leave the other --snapshot-s3-… flags out")
+	case o.Bucket.Bucket == "":
+		return nil
+	case o.Every == 0:
+		return errors.New("--snapshot-s3-bucket: only scheduled snapshots are copied to it, and --snapshot-every 0 takes none")
+	case o.BucketKeep < 1:
+		return fmt.Errorf("--snapshot-s3-keep %d: choose 1 or more", o.BucketKeep)
+	}
+	b, err := bucket.Open(o.Bucket)
+	if err != nil {
+		return err
+	}
+	b.Close()
+	return nil
+}
+
+// remote is the bucket that snapshots are copied to; nil for none.
+func (o *SnapshotOptions) remote() (snapshot.Remote, error) {
+	if o.Bucket.Bucket == "" {
+		return nil, nil
+	}
+	return bucket.Open(o.Bucket)
+}
+
+// openSnapshots makes what takes snapshots, and adds what serves them.
+func (s *Server) openSnapshots(handlers map[string]http.Handler) error {
 	if s.member == nil {
-		handlers := map[string]http.Handler{}
 		for _, path := range snapshot.Paths(apiserver.LongPaths) {
 			handlers[path] = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				http.Error(w, "the cluster's etcd is one of yours: save it with `etcdctl snapshot save`, and pki in a server's --data-dir", http.StatusNotImplemented)
 			})
 		}
-		return handlers
+		return nil
+	}
+	remote, err := s.cfg.Snapshots.remote()
+	if err != nil {
+		return err
 	}
 	s.snapshots = snapshot.NewKeeper(snapshot.Config{
 		Source: s.member, Dir: s.cfg.Snapshots.Dir, Server: s.cfg.NodeName, Cluster: s.pki.Cluster.Hash(),
 		Version: version, Kubernetes: apiserver.KubernetesVersion,
-		Every: s.cfg.Snapshots.Every, Keep: s.cfg.Snapshots.Keep,
+		Every: s.cfg.Snapshots.Every, Keep: s.cfg.Snapshots.Keep, Remote: remote, RemoteKeep: s.cfg.Snapshots.BucketKeep,
 		Servers: s.memberNames, Keys: s.keys, Facts: s.facts, Check: checkElsewhere, Log: s.cfg.Log,
 	})
 	s.snapshots.Register(s.metrics)
-	return s.snapshots.Handlers(apiserver.LongPaths)
+	maps.Copy(handlers, s.snapshots.Handlers(apiserver.LongPaths))
+	return nil
 }
 
 // memberNames are the names of etcd's members that have started.

@@ -16,6 +16,10 @@
 // synced, read back and checked by opening it as etcd does, and only then gets its [Name], which says when it was
 // taken, of which cluster, by which server, and at which revision.
 //
+// Scheduled ones are copied to a [Remote] as well, if there is one: a bucket (package bucket). That comes after they have their name, by
+// a goroutine of its own, which compares what is here with what is there: nothing that goes wrong with a remote keeps a snapshot from being
+// taken, and what it missed follows.
+//
 // [Unpack] reads a snapshot, also one that etcdctl, kubeadm's users or k3s made, and believes nothing that it did not
 // compare with its checksum.
 package snapshot

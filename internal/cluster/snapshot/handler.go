@@ -39,6 +39,8 @@ type Status struct {
 	// Problem is why the last scheduled one was not taken.
 	Problem   string `json:"problem,omitempty"`
 	Snapshots []Info `json:"snapshots"`
+	// Remote is where they are copied to; nil for nowhere.
+	Remote *RemoteStatus `json:"remote,omitempty"`
 }
 
 // Handlers serve the paths.
@@ -69,6 +71,7 @@ func (k *Keeper) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 	k.answer(w, Status{
 		Server: k.cfg.Server, Dir: k.cfg.Dir, Every: k.cfg.Every.String(), Keep: k.cfg.Keep, Problem: k.Problem(), Snapshots: list,
+		Remote: k.remoteStatus(),
 	})
 }
 

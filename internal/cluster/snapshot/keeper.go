@@ -38,9 +38,13 @@ type Config struct {
 	Server, Cluster string
 	// Version and Kubernetes are what this server is, and serves.
 	Version, Kubernetes string
-	// Every is how often this server takes a snapshot; 0 for never. Keep is how many of those stay, at least 1.
+	// Every is how often this server takes a snapshot; 0 for never. Keep is how many of those stay, at least 1; with a Remote,
+	// 0 for those that are not there yet, and of these the newest alone.
 	Every time.Duration
 	Keep  int
+	// Remote is where those are copied to, and RemoteKeep how many stay there, at least 1; nil for nowhere.
+	Remote     Remote
+	RemoteKeep int
 	// Servers names all servers, which take turns.
 	Servers func() []string
 	// Keys are the cluster's, as they are now, Facts what else a server has to know of it.
@@ -66,6 +70,9 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	problem string // why the last scheduled one was not taken; guarded by mu
+	remote  remote
+	// another is told of each scheduled one; it holds one.
+	another chan struct{}
 }
 
 // Errors that callers tell apart with errors.Is.
@@ -87,7 +94,7 @@ func NewKeeper(cfg Config) *Keeper {
 	if cfg.Disk == nil {
 		cfg.Disk = diskOf
 	}
-	return &Keeper{cfg: cfg, log: cfg.Log.With("component", "snapshot"), metrics: newMetrics(), patience: patience}
+	return &Keeper{cfg: cfg, log: cfg.Log.With("component", "snapshot"), metrics: newMetrics(), patience: patience, another: make(chan struct{}, 1)}
 }
 
 // Save takes a snapshot and keeps it until somebody removes it.
@@ -283,7 +290,7 @@ func (k *Keeper) prune() error {
 	if err != nil {
 		return err
 	}
-	for _, i := range older(own, k.cfg.Keep) {
+	for _, i := range older(own, max(1, k.cfg.Keep)) {
 		err = errors.Join(err, os.Remove(filepath.Join(k.cfg.Dir, i.File)))
 	}
 	return err

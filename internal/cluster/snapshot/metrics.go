@@ -8,6 +8,9 @@ type metrics struct {
 	revision prometheus.Gauge
 	bytes    prometheus.Gauge
 	failures prometheus.Counter
+	// copied and copyFailures are of the remote.
+	copied       prometheus.Gauge
+	copyFailures prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -21,12 +24,16 @@ func newMetrics() *metrics {
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "barque_snapshot_failures_total", Help: "Scheduled snapshots that this server could not take.",
 		}),
+		copied: gauge("copied_timestamp_seconds", "When the newest snapshot was taken that this server has copied to its bucket; 0 for none since it started."),
+		copyFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "barque_snapshot_copy_failures_total", Help: "Attempts to copy scheduled snapshots to the bucket that failed.",
+		}),
 	}
 }
 
 // Register adds the keeper's metrics to a registry.
 func (k *Keeper) Register(r prometheus.Registerer) {
-	r.MustRegister(k.metrics.last, k.metrics.revision, k.metrics.bytes, k.metrics.failures)
+	r.MustRegister(k.metrics.last, k.metrics.revision, k.metrics.bytes, k.metrics.failures, k.metrics.copied, k.metrics.copyFailures)
 }
 
 func (m *metrics) took(snapshot Manifest, size int64) {

@@ -89,3 +89,8 @@ func turn(last time.Time, every time.Duration, rank, of int) time.Time {
 	}
 	return at
 }
+
+// Newer sorts the newest first.
+func Newer(a, b Info) int {
+	return cmp.Or(b.Time.Compare(a.Time), cmp.Compare(b.Revision, a.Revision), cmp.Compare(a.File, b.File))
+}

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"barque.dev/internal/run"
@@ -24,6 +25,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	var copying sync.WaitGroup
+	defer copying.Wait()
+	if k.cfg.Remote != nil {
+		copying.Go(func() { k.followRemote(ctx) })
+	}
 	plan := plan{began: k.cfg.Now()}
 	for ctx.Err() == nil {
 		if k.due(&plan) {
@@ -38,6 +44,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 type plan struct {
 	began  time.Time
 	failed time.Time // the last attempt; zero when that succeeded
+	last   time.Time // the last one that was taken since
 }
 
 // due tells whether a snapshot is to be taken now.
@@ -49,8 +56,13 @@ func (k *Keeper) due(p *plan) bool {
 		return false
 	}
 	var last time.Time
-	if len(own) > 0 {
-		last = own[0].Time
+	for _, i := range slices.Concat(own, k.lastThere()) {
+		if i.Time.After(last) {
+			last = i.Time
+		}
+	}
+	if last.Before(p.last) {
+		last = p.last // it was copied, and is not here any more
 	}
 	servers := slices.Sorted(slices.Values(k.cfg.Servers()))
 	rank := max(0, slices.Index(servers, k.cfg.Server))
@@ -77,8 +89,13 @@ func earlier(a, b time.Time) time.Time {
 }
 
 func (k *Keeper) takeScheduled(ctx context.Context, p *plan) {
-	_, err := k.keep(ctx, true)
+	info, err := k.keep(ctx, true)
 	if err == nil {
+		p.last = info.Time
+		select {
+		case k.another <- struct{}{}:
+		default:
+		}
 		err = k.prune()
 	}
 	if ctx.Err() != nil {
