@@ -374,7 +374,7 @@ func (s *Server) writeKubeconfig() error {
 		host = s.cfg.VIP
 	}
 	url := "https://" + net.JoinHostPort(host.String(), strconv.Itoa(s.cfg.HTTPSPort))
-	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, time.Now()); err != nil {
+	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, pki.Validity, time.Now()); err != nil {
 		return fmt.Errorf("write the administrator's kubeconfig: %w", err)
 	}
 	return nil

@@ -72,7 +72,7 @@ func NewAuthority(commonName string, now time.Time) (*Authority, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: commonName},
-		NotBefore:             now.Add(-backdate).UTC(),
+		NotBefore:             now.Add(-maxBackdate).UTC(),
 		NotAfter:              now.Add(AuthorityValidity).UTC(),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		BasicConstraintsValid: true,
@@ -149,7 +149,7 @@ func (a *Authority) sign(req Request, public crypto.PublicKey, usage x509.KeyUsa
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: req.CommonName, Organization: req.Organizations},
-		NotBefore:             latest(now.Add(-backdate), a.cert.NotBefore).UTC(),
+		NotBefore:             latest(now.Add(-backdate(validity)), a.cert.NotBefore).UTC(),
 		NotAfter:              earliest(now.Add(validity), a.cert.NotAfter).UTC(),
 		KeyUsage:              usage,
 		ExtKeyUsage:           req.Usages,

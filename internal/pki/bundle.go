@@ -137,7 +137,7 @@ func (b *Bundle) parse(where string) (*Authorities, error) {
 		{etcdCertFile, etcdKeyFile, b.EtcdCert, b.EtcdKey, &a.Etcd},
 		{frontProxyCertFile, frontProxyKeyFile, b.FrontProxyCert, b.FrontProxyKey, &a.FrontProxy},
 	} {
-		cert, err := parseCertificate([]byte(it.cert))
+		cert, err := ParseCertificate([]byte(it.cert))
 		if err != nil {
 			return nil, fmt.Errorf("%s is damaged: %w", filepath.Join(where, it.certFile), err)
 		}

@@ -16,7 +16,9 @@
 // in microseconds, and a TLS handshake costs a small machine a tenth of what RSA does.
 //
 // Certificates that a server uses itself come from a [Keeper], which renews them long before
-// they expire and gives the new one to the next handshake, without a restart.
+// they expire and gives the new one to the next handshake, without a restart. They live short
+// ([OwnValidity]): nobody has to do anything for the next one, and a server that was off for
+// longer issues them anew as it starts, with the keys that it has.
 package pki
 
 import "time"
@@ -26,7 +28,15 @@ const (
 	AuthorityValidity = 10 * 365 * 24 * time.Hour
 	// Validity is how long an issued certificate is valid unless its request says otherwise.
 	Validity = 365 * 24 * time.Hour
-	// backdate is how far a certificate's validity starts before its issue, so that machines
+	// OwnValidity is how long one is valid that a server issues to itself.
+	OwnValidity = 30 * 24 * time.Hour
+	// MinValidity is the shortest that can be kept up: what is under way when a certificate is
+	// renewed has the last third of its life to end.
+	MinValidity = 30 * time.Second
+	// maxBackdate is how far a certificate's validity starts before its issue, so that machines
 	// whose clocks disagree a little trust it at once.
-	backdate = 10 * time.Minute
+	maxBackdate = 10 * time.Minute
 )
+
+// backdate is that of a certificate with a validity: at most a tenth, since it counts as life that has passed.
+func backdate(validity time.Duration) time.Duration { return min(maxBackdate, validity/10) }

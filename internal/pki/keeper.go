@@ -14,15 +14,23 @@ import (
 )
 
 // A Keeper holds one certificate of this machine on disk and in memory, and renews it when a
-// third of its validity is left. It renews inside the TLS callbacks, so it needs no goroutine
-// and an idle process does nothing. It is safe for concurrent use.
+// third of its validity is left: inside the TLS callbacks, and when [Keeper.Renew] is called,
+// which has to be done now and then for those that somebody reads from their files. It is safe
+// for concurrent use.
 type Keeper struct {
 	config  KeeperConfig
 	current atomic.Pointer[tls.Certificate]
-	// renewal is held by the one handshake that renews; the others go on with the old
-	// certificate, which is still valid for a long time.
-	renewal sync.Mutex
+	// failed is when a renewal failed last, in nanoseconds since 1970; 0 for never.
+	failed atomic.Int64
+	// renewal is held by the one who renews; handshakes go on with the old certificate, which
+	// is still valid for a long time. It guards unwritten, which is current if that is not in
+	// its files yet.
+	renewal   sync.Mutex
+	unwritten *Pair
 }
+
+// retry is how long after a renewal that failed handshakes try again.
+const retry = 10 * time.Second
 
 // KeeperConfig says which certificate to keep, and where.
 type KeeperConfig struct {
@@ -47,14 +55,17 @@ func NewKeeper(config KeeperConfig) (*Keeper, error) {
 	}
 	k := &Keeper{config: config}
 	cert, err := k.load()
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			config.Log.Info("issuing certificate anew", "certificate", config.Request.CommonName, "reason", err)
-		}
-		return k, k.renew()
+	if err == nil {
+		k.current.Store(cert)
+		return k, nil
 	}
-	k.current.Store(cert)
-	return k, nil
+	if !errors.Is(err, fs.ErrNotExist) {
+		config.Log.Info("issuing certificate anew", "certificate", config.Request.CommonName, "reason", err)
+	}
+	if err := k.issue(); err != nil {
+		return nil, err
+	}
+	return k, k.write()
 }
 
 // load reads the certificate and says why it cannot be used.
@@ -77,11 +88,14 @@ func (k *Keeper) load() (*tls.Certificate, error) {
 	if due(cert.Leaf, now) {
 		return nil, fmt.Errorf("it expires at %s", cert.Leaf.NotAfter.Format(time.RFC3339))
 	}
+	if outlives(cert.Leaf, k.config.Request, now) {
+		return nil, fmt.Errorf("it is valid until %s, longer than certificates are to be now", cert.Leaf.NotAfter.Format(time.RFC3339))
+	}
 	return &cert, mismatch(cert.Leaf, k.config.Request)
 }
 
-// renew issues a certificate, writes it and makes it current.
-func (k *Keeper) renew() error {
+// issue makes a new certificate the current one. The caller holds renewal, or is alone.
+func (k *Keeper) issue() error {
 	pair, err := k.config.Authority.Issue(k.config.Request, k.config.Now())
 	if err != nil {
 		return err
@@ -90,18 +104,50 @@ func (k *Keeper) renew() error {
 	if err != nil {
 		return err
 	}
-	if k.config.CertFile != "" {
-		// The certificate last: a pair torn by a crash does not load and is issued anew.
-		if err := WriteFile(k.config.KeyFile, pair.Key, 0o600); err != nil {
-			return err
-		}
-		if err := WriteFile(k.config.CertFile, pair.Certificate, 0o644); err != nil {
-			return err
-		}
-	}
 	k.current.Store(&cert)
+	k.unwritten = pair
 	return nil
 }
+
+// write writes the current certificate to its files, if it is not there yet. The caller holds renewal, or is alone.
+func (k *Keeper) write() error {
+	if k.config.CertFile == "" || k.unwritten == nil {
+		k.unwritten = nil
+		return nil
+	}
+	if err := WritePair(k.config.CertFile, k.config.KeyFile, k.unwritten); err != nil {
+		return err
+	}
+	k.unwritten = nil
+	return nil
+}
+
+// Renew renews the certificate if it is due, and writes it if it could not be written before: one that is
+// due and can't be renewed, or is not in its files, is an error, and should be tried again soon.
+func (k *Keeper) Renew() error {
+	k.renewal.Lock()
+	defer k.renewal.Unlock()
+	return k.renew()
+}
+
+// renew is Renew for who holds renewal. What can't be written is used nevertheless.
+func (k *Keeper) renew() error {
+	name := k.config.Request.CommonName
+	if now := k.config.Now(); due(k.current.Load().Leaf, now) {
+		if err := k.issue(); err != nil {
+			k.failed.Store(now.UnixNano())
+			return fmt.Errorf("renew certificate %s: %w", name, err)
+		}
+		k.config.Log.Info("certificate renewed", "certificate", name, "expires", k.current.Load().Leaf.NotAfter)
+	}
+	if err := k.write(); err != nil {
+		return fmt.Errorf("keep the renewed certificate %s: %w", name, err)
+	}
+	return nil
+}
+
+// Due is when the certificate is to be renewed.
+func (k *Keeper) Due() time.Time { return RenewAt(k.current.Load().Leaf) }
 
 // Certificate returns the current certificate, renewed if due. A failed renewal is logged and
 // the old certificate returned as long as it is valid. The result must not be changed.
@@ -111,28 +157,23 @@ func (k *Keeper) Certificate() (*tls.Certificate, error) {
 	if !due(cert.Leaf, now) {
 		return cert, nil
 	}
-	if now.Before(cert.Leaf.NotAfter) {
-		if !k.renewal.TryLock() {
-			return cert, nil
-		}
-	} else {
+	expired := !now.Before(cert.Leaf.NotAfter)
+	switch since := now.Sub(time.Unix(0, k.failed.Load())); {
+	case expired:
 		k.renewal.Lock()
+	case since >= 0 && since < retry || !k.renewal.TryLock():
+		return cert, nil
 	}
 	defer k.renewal.Unlock()
-	if cert = k.current.Load(); !due(cert.Leaf, now) {
-		return cert, nil
-	}
 	err := k.renew()
-	if err == nil {
-		k.config.Log.Info("certificate renewed", "certificate", k.config.Request.CommonName)
-		return k.current.Load(), nil
+	cert = k.current.Load()
+	if err != nil {
+		k.config.Log.Error("renewing certificate", "certificate", k.config.Request.CommonName, "expires", cert.Leaf.NotAfter, "error", err)
+		if !now.Before(cert.Leaf.NotAfter) {
+			return nil, err
+		}
 	}
-	if now.Before(cert.Leaf.NotAfter) {
-		k.config.Log.Error("renewing certificate", "certificate", k.config.Request.CommonName,
-			"expires", cert.Leaf.NotAfter, "error", err)
-		return cert, nil
-	}
-	return nil, fmt.Errorf("renew certificate %s: %w", k.config.Request.CommonName, err)
+	return cert, nil
 }
 
 // GetCertificate is for tls.Config of a server.
@@ -145,11 +186,24 @@ func (k *Keeper) GetClientCertificate(*tls.CertificateRequestInfo) (*tls.Certifi
 	return k.Certificate()
 }
 
-// due tells whether less than a third of the certificate's validity is left, or it is not yet
-// valid because the clock went back.
+// RenewAt is when a certificate is to be renewed: when a third of its life is left.
+func RenewAt(cert *x509.Certificate) time.Time {
+	return cert.NotAfter.Add(-cert.NotAfter.Sub(cert.NotBefore) / 3)
+}
+
+// due tells whether the certificate is to be renewed, or is not yet valid because the clock went back.
 func due(cert *x509.Certificate, now time.Time) bool {
-	life := cert.NotAfter.Sub(cert.NotBefore)
-	return now.Before(cert.NotBefore) || now.After(cert.NotAfter.Add(-life/3))
+	return now.Before(cert.NotBefore) || now.After(RenewAt(cert))
+}
+
+// outlives tells whether the certificate is valid for longer than one that would be issued now, by more than clocks
+// and encodings differ.
+func outlives(cert *x509.Certificate, request Request, now time.Time) bool {
+	validity := request.Validity
+	if validity == 0 {
+		validity = Validity
+	}
+	return cert.NotAfter.Sub(now) > validity+maxBackdate
 }
 
 // A Reloader gives a pair of files that somebody else writes (an operator's own certificate, a

@@ -25,14 +25,17 @@ func Kubeconfig(name, server string, ca []byte, user *Pair) *clientcmdapi.Config
 
 // WriteAdminKubeconfig writes a kubeconfig of the cluster's administrator (user
 // kubernetes-admin, group system:masters) to path with mode 0600. A file that is there already
-// and still good is left as it is: same server, same authority, certificate not due.
-func (a *Authorities) WriteAdminKubeconfig(path, name, server string, now time.Time) error {
-	if current, err := clientcmd.LoadFromFile(path); err == nil && a.goodKubeconfig(current, server, now) {
+// and still good is left as it is: same server, same authority, certificate not due, and no longer
+// valid than asked for; 0 is Validity.
+func (a *Authorities) WriteAdminKubeconfig(path, name, server string, validity time.Duration, now time.Time) error {
+	request := Client(UserAdmin, GroupMasters)
+	request.Validity = validity
+	if current, err := clientcmd.LoadFromFile(path); err == nil && a.goodKubeconfig(current, server, request, now) {
 		return nil
 	} else if err != nil && errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("read kubeconfig %s: %w", path, err)
 	}
-	pair, err := a.Cluster.Issue(Client(UserAdmin, GroupMasters), now)
+	pair, err := a.Cluster.Issue(request, now)
 	if err != nil {
 		return err
 	}
@@ -43,7 +46,7 @@ func (a *Authorities) WriteAdminKubeconfig(path, name, server string, now time.T
 	return WriteFile(path, text, 0o600)
 }
 
-func (a *Authorities) goodKubeconfig(c *clientcmdapi.Config, server string, now time.Time) bool {
+func (a *Authorities) goodKubeconfig(c *clientcmdapi.Config, server string, request Request, now time.Time) bool {
 	context := c.Contexts[c.CurrentContext]
 	if context == nil {
 		return false
@@ -53,8 +56,8 @@ func (a *Authorities) goodKubeconfig(c *clientcmdapi.Config, server string, now 
 		!slices.Equal(cluster.CertificateAuthorityData, a.Cluster.PEM()) {
 		return false
 	}
-	cert, err := parseCertificate(user.ClientCertificateData)
-	return err == nil && !due(cert, now) && mismatch(cert, Client(UserAdmin, GroupMasters)) == nil &&
+	cert, err := ParseCertificate(user.ClientCertificateData)
+	return err == nil && !due(cert, now) && !outlives(cert, request, now) && mismatch(cert, request) == nil &&
 		cert.CheckSignatureFrom(a.Cluster.cert) == nil
 }
 

@@ -43,8 +43,8 @@ func encodeSigner(key crypto.Signer) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: blockPKCS8Key, Bytes: der}), nil
 }
 
-// parseCertificate reads the first certificate of a PEM text.
-func parseCertificate(text []byte) (*x509.Certificate, error) {
+// ParseCertificate reads the first certificate of a PEM text.
+func ParseCertificate(text []byte) (*x509.Certificate, error) {
 	for rest := text; ; {
 		var block *pem.Block
 		block, rest = pem.Decode(rest)
@@ -116,10 +116,48 @@ func parsePublicKeys(text []byte) ([]crypto.PublicKey, error) {
 
 // WriteFile replaces the file at once: a reader sees the old content or the new, also after a
 // crash. Private material wants mode 0600.
-func WriteFile(path string, content []byte, mode os.FileMode) (err error) {
+func WriteFile(path string, content []byte, mode os.FileMode) error {
+	next, err := stage(path, content, mode)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(next, path); err != nil {
+		_ = os.Remove(next)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// WritePair replaces a certificate and its key. Both are on the disk before either is replaced: one that is full
+// leaves the old pair, and not the half of each. A reader may see them torn for a moment, and after a crash in it.
+func WritePair(certFile, keyFile string, p *Pair) error {
+	key, err := stage(keyFile, p.Key, 0o600)
+	if err != nil {
+		return err
+	}
+	cert, err := stage(certFile, p.Certificate, 0o644)
+	if err != nil {
+		_ = os.Remove(key)
+		return err
+	}
+	if err := errors.Join(os.Rename(key, keyFile), os.Rename(cert, certFile)); err != nil {
+		_, _ = os.Remove(key), os.Remove(cert)
+		return fmt.Errorf("write %s and its key: %w", certFile, err)
+	}
+	if err := errors.Join(syncDir(filepath.Dir(keyFile)), syncDir(filepath.Dir(certFile))); err != nil {
+		return fmt.Errorf("write %s and its key: %w", certFile, err)
+	}
+	return nil
+}
+
+// stage writes what is to be the file at path to one beside it, and returns its name.
+func stage(path string, content []byte, mode os.FileMode) (name string, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return "", fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -129,21 +167,15 @@ func WriteFile(path string, content []byte, mode os.FileMode) (err error) {
 		}
 	}()
 	if err = f.Chmod(mode); err != nil {
-		return err
+		return "", err
 	}
 	if _, err = f.Write(content); err != nil {
-		return err
+		return "", err
 	}
 	if err = f.Sync(); err != nil {
-		return err
+		return "", err
 	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return f.Name(), f.Close()
 }
 
 // syncDir makes renames in a directory durable.

@@ -257,23 +257,71 @@ func TestKeeperRenewal(t *testing.T) {
 	if second == first {
 		t.Error("not renewed when due")
 	}
-	// A renewal that fails leaves the old certificate until it expires.
+	// What can't be written is used all the same, and written once that goes.
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(Validity * 9 / 10)
-	if serial(k) != second {
-		t.Error("the old certificate was given up early")
+	now = k.Due().Add(time.Minute)
+	third := serial(k)
+	if third == second {
+		t.Error("not renewed when its directory was gone")
 	}
-	now = now.Add(Validity)
-	if _, err := k.Certificate(); err == nil {
-		t.Error("an expired certificate was returned")
+	if err := k.Renew(); err == nil || serial(k) != third {
+		t.Errorf("a certificate that is not in its file: %v", err)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if serial(k) == second {
-		t.Error("no recovery after the disk came back")
+	if err := k.Renew(); err != nil {
+		t.Fatal(err)
+	}
+	again, err = NewKeeper(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if serial(again) != third {
+		t.Error("the disk came back, and holds another certificate")
+	}
+	// Without anybody who shakes hands it is renewed too.
+	now = k.Due().Add(time.Minute)
+	if err := k.Renew(); err != nil {
+		t.Fatal(err)
+	}
+	fourth := k.current.Load().Leaf.SerialNumber.String()
+	again, err = NewKeeper(config)
+	if err != nil || fourth == third || serial(again) != fourth {
+		t.Errorf("its file was not renewed: %v", err)
+	}
+	// When its authority has expired, so has it.
+	now = start.Add(AuthorityValidity)
+	if _, err := k.Certificate(); err == nil {
+		t.Error("an expired certificate was returned")
+	}
+}
+
+// A certificate is renewed as long before its end as its life is short.
+func TestShortLives(t *testing.T) {
+	for _, validity := range []time.Duration{MinValidity, time.Minute, time.Hour, OwnValidity, Validity} {
+		a, err := NewAuthority("ca", start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request := Node("n1")
+		request.Validity = validity
+		now := start
+		k, err := NewKeeper(KeeperConfig{Authority: a, Request: request, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := k.current.Load().Leaf
+		left, lived := leaf.NotAfter.Sub(k.Due()), k.Due().Sub(start)
+		if left < validity/4 || lived < validity/2 || !start.After(leaf.NotBefore) {
+			t.Errorf("valid for %v: renewed after %v, when %v is left, valid from %v", validity, lived, left, leaf.NotBefore)
+		}
+		now = k.Due().Add(time.Second)
+		if next, err := k.Certificate(); err != nil || next.Leaf == leaf {
+			t.Errorf("valid for %v: not renewed: %v", validity, err)
+		}
 	}
 }
 
@@ -291,6 +339,7 @@ func TestKeeperReissues(t *testing.T) {
 		"new name":          func(c *KeeperConfig) { c.Request = EtcdPeer("m2", nil) },
 		"another authority": func(c *KeeperConfig) { c.Authority = other.Etcd },
 		"nearly expired":    func(c *KeeperConfig) { c.Now = func() time.Time { return start.Add(Validity - time.Hour) } },
+		"shorter life":      func(c *KeeperConfig) { c.Request.Validity = OwnValidity },
 		"damaged file":      func(c *KeeperConfig) { _ = os.Truncate(c.CertFile, 100) },
 	}
 	for name, change := range tests {
@@ -395,8 +444,9 @@ func TestAdminKubeconfig(t *testing.T) {
 		}
 		return string(b)
 	}
+	validity := Validity
 	write := func(server string, now time.Time) string {
-		if err := a.WriteAdminKubeconfig(path, "barque", server, now); err != nil {
+		if err := a.WriteAdminKubeconfig(path, "barque", server, validity, now); err != nil {
 			t.Fatal(err)
 		}
 		return read()
@@ -415,13 +465,18 @@ func TestAdminKubeconfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := parseCertificate(config.CertData)
+	cert, err := ParseCertificate(config.CertData)
 	if err != nil || cert.Subject.CommonName != UserAdmin || cert.Subject.Organization[0] != GroupMasters {
 		t.Errorf("user is %v, %v", cert.Subject, err)
 	}
 	second := write("https://10.0.0.2:6443", start.Add(Validity))
 	if second == first {
 		t.Error("not renewed")
+	}
+	validity = OwnValidity
+	third := write("https://10.0.0.2:6443", start.Add(Validity))
+	if third == second || write("https://10.0.0.2:6443", start.Add(Validity)) != third {
+		t.Error("a shorter life is not kept to")
 	}
 
 	mine := filepath.Join(t.TempDir(), "mine")
@@ -491,7 +546,7 @@ func TestSignCSR(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cert, err := parseCertificate(text)
+			cert, err := ParseCertificate(text)
 			if err != nil {
 				t.Fatal(err)
 			}
