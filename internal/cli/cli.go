@@ -82,7 +82,7 @@ Kubernetes API. Every server is a master; any of them may be lost.`,
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s), newDrill(s),
 		newServer(s), newAgent(s), newMachine(s), newLeave(s), newRecover(s), newSnapshot(s), newUpgrade(s),
-		newToken(s), newAccountKey(s), newEncryption(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
+		newToken(s), newCerts(s), newAccountKey(s), newEncryption(s), newKubeconfig(s), newKubectl(s), newImage(s), newVersion(s),
 	)
 	return root
 }

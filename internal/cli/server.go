@@ -55,6 +55,8 @@ func newServer(s Streams) *cobra.Command {
 	flags.TextVar(&cfg.ClusterDNS, "cluster-dns", netip.MustParseAddr(node.DefaultClusterDNS), "`IP` of the cluster's DNS, in --service-cidr")
 	flags.StringVar(&cfg.ClusterDomain, "cluster-domain", node.DefaultClusterDomain, "`suffix` of the cluster's DNS names")
 	flags.StringSliceVar(&cfg.TLSNames, "tls-san", nil, "further `names` or IPs for the API's certificate")
+	flags.DurationVar(&cfg.CertificateLifetime, "certificate-lifetime", 0,
+		"how long the certificates are valid that this server issues, all of which are renewed when a third of that is left; 0 is 30 days for its own, a year for nodes and the kubeconfig")
 	flags.DurationVar(&cfg.NodeGrace, "node-monitor-grace-period", node.DefaultNodeGrace,
 		"how long a node may be silent, machine and all, before it is called not ready; a machine that is surely gone is noticed much sooner")
 	removalFlags(flags, &cfg)

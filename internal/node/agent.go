@@ -96,7 +96,9 @@ func (a *Agent) openHome(context.Context) (err error) {
 	if a.upgrades, err = a.home.openUpgrades(a.cfg.NodeName, a.end, a.cfg.Log); err != nil {
 		return err
 	}
-	a.control, err = a.home.openControl(map[string]order{orderLeave: a.leaveOrder, orderSight: sightOrder(a.upgrades, a.up.Load)})
+	a.control, err = a.home.openControl(map[string]order{
+		orderLeave: a.leaveOrder, orderSight: sightOrder(a.upgrades, a.up.Load), orderCertificates: a.certificatesOrder,
+	})
 	if err != nil {
 		return err
 	}

@@ -106,6 +106,9 @@ type ServerConfig struct {
 	// HastyRemoval lets both be as short as one likes: for tests, which can't wait for a quarter of an hour. For anything else a
 	// server that only starts again would be thrown out.
 	HastyRemoval bool
+	// CertificateLifetime is how long certificates are valid that this server issues to itself, to nodes and to the administrator; 0 is
+	// pki.OwnValidity for its own and pki.Validity for the others.
+	CertificateLifetime time.Duration
 	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
 	NodeGrace time.Duration
 	// Access says who may do what.
@@ -211,6 +214,9 @@ func (c *ServerConfig) Complete() error {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
 	if err := errors.Join(c.checkWitness(), c.checkRemoval()); err != nil {
+		return err
+	}
+	if err := checkLifetime(c.CertificateLifetime); err != nil {
 		return err
 	}
 	if err := c.Audit.Check(); err != nil {

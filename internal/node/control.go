@@ -23,9 +23,10 @@ const controlSocket = "control.sock"
 
 // Orders that a process takes.
 const (
-	orderLeave   = "/leave"   // a LeaveRequest
-	orderPlan    = "/plan"    // answers with a RecoverPlan
-	orderRecover = "/recover" // makes a cluster of one
+	orderLeave        = "/leave"        // a LeaveRequest
+	orderPlan         = "/plan"         // answers with a RecoverPlan
+	orderRecover      = "/recover"      // makes a cluster of one
+	orderCertificates = "/certificates" // answers with an expiry.Report
 )
 
 // ErrNotRunning: no barque runs with the data directory.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -139,13 +138,6 @@ func (s *Server) runEvents(ctx context.Context) error {
 		services = append(services, run.Func("events", r.Run))
 	}
 	return run.Group(ctx, s.cfg.Log, func() {}, services...)
-}
-
-// csrLife bounds the certificates that are issued on request.
-const csrLife = 365 * 24 * time.Hour
-
-func (s *Server) signCSR(spec *certificatesv1.CertificateSigningRequestSpec) ([]byte, error) {
-	return s.pki.Cluster.SignCSR(spec, csrLife, time.Now())
 }
 
 // publish shows in Leases who leads, as kubectl and dashboards know them from stock clusters. The Lease of what is

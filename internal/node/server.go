@@ -42,6 +42,7 @@ import (
 	"barque.dev/internal/controllers"
 	"barque.dev/internal/encryption"
 	"barque.dev/internal/pki"
+	"barque.dev/internal/pki/expiry"
 	"barque.dev/internal/run"
 	"barque.dev/internal/runtime/kernel"
 	"barque.dev/internal/scheduler"
@@ -98,6 +99,11 @@ type Server struct {
 	peerClient  *http.Client // speaks to other servers, as this one
 	api         *apiserver.Server
 	worker      *worker // nil when the agent is disabled
+
+	// keepers are the server's certificates, by name: complete once the worker is opened. sightings are the nodes'.
+	keepers   map[string]*pki.Keeper
+	sightings *sightings
+	expiry    *expiry.Control
 
 	metrics         *prometheus.Registry
 	recorders       []*client.Recorder
@@ -188,6 +194,7 @@ func (s *Server) services() []run.Service {
 		run.Func("API registration", s.registerAPIs),
 		run.Func("access configuration", s.auth.Run),
 		run.Func("service account keys", s.followAccountKeys),
+		run.Func("certificates", s.renewCertificates),
 		run.Func("member mark", s.markMember),
 		run.Func("events", s.runEvents),
 		run.Func("leadership", s.followLeadership))
@@ -223,6 +230,7 @@ func (s *Server) openHome(context.Context) (err error) {
 	}
 	s.control, err = s.home.openControl(map[string]order{
 		orderLeave: s.leaveOrder, orderPlan: s.planOrder, orderRecover: s.recoverOrder, orderSight: sightOrder(s.upgrades, s.up.Load),
+		orderCertificates: s.certificatesOrder,
 	})
 	if err != nil {
 		return err
@@ -329,7 +337,10 @@ func (s *Server) openServer() error {
 	if err != nil {
 		return err
 	}
+	s.openExpiry()
+	s.sightings = &sightings{Request: s.auth.Authenticator}
 	handlers := s.auth.Handlers()
+	maps.Copy(handlers, s.expiry.Handlers())
 	maps.Copy(handlers, s.encryptionControl().Handlers())
 	if err := s.openSnapshots(handlers); err != nil {
 		return err
@@ -337,6 +348,7 @@ func (s *Server) openServer() error {
 	maps.Copy(handlers, s.upgrades.Handlers(apiserver.LongPaths))
 	extra := map[string]http.Handler{
 		joinPath: joiner, livePath: s.tracker.Handler(), leavePath: http.HandlerFunc(s.serveLeave), witnessesPath: http.HandlerFunc(s.serveWitnesses),
+		expiry.PathOwn: s.expiry.Own(),
 	}
 	if s.membership != nil {
 		control := s.serversControl()
@@ -344,7 +356,7 @@ func (s *Server) openServer() error {
 		extra[membership.PathReached] = control.Reached()
 	}
 	s.api, err = apiserver.New(apiserver.Config{
-		Registry: s.registry, Authenticator: s.auth.Authenticator, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,
+		Registry: s.registry, Authenticator: s.sightings, Audiences: s.auth.Audiences, Authorizer: s.auth.Authorizer,
 		Listener: s.listener,
 		TLS: &tls.Config{
 			MinVersion: tls.VersionTLS12, GetCertificate: serving.GetCertificate,
@@ -374,7 +386,7 @@ func (s *Server) writeKubeconfig() error {
 		host = s.cfg.VIP
 	}
 	url := "https://" + net.JoinHostPort(host.String(), strconv.Itoa(s.cfg.HTTPSPort))
-	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, pki.Validity, time.Now()); err != nil {
+	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, s.cfg.givenLifetime(), time.Now()); err != nil {
 		return fmt.Errorf("write the administrator's kubeconfig: %w", err)
 	}
 	return nil
@@ -473,18 +485,6 @@ func (s *Server) markMember(ctx context.Context) error {
 
 // factsPeriod is how often it is looked whether what is known of the cluster has changed.
 const factsPeriod = 5 * time.Second
-
-// keeper keeps one of the server's certificates in its pki directory.
-func (s *Server) keeper(name string, authority *pki.Authority, request pki.Request) (*pki.Keeper, error) {
-	k, err := pki.NewKeeper(pki.KeeperConfig{
-		Authority: authority, Request: request, Log: s.cfg.Log,
-		CertFile: s.home.path("certs", name+".crt"), KeyFile: s.home.path("certs", name+".key"),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s: %w", name, err)
-	}
-	return k, nil
-}
 
 // close ends what the steps opened, as far as they came.
 func (s *Server) close() {
