@@ -17,7 +17,7 @@ const module = "barque.dev/"
 // layer ranks the first path element below internal/. Within one layer above L1, packages do
 // not import each other.
 var layer = map[string]int{
-	"run": 0, "testkit": 0, "tracing": 0,
+	"run": 0, "reconnect": 0, "testkit": 0, "tracing": 0,
 	"store": 1, "api": 1,
 	"auth": 2, "admission": 2, "client": 2, "cluster": 2, "encryption": 2, "pki": 2, "runtime": 2,
 	"apiserver": 3, "scheduler": 3, "controllers": 3, "agent": 3, "network": 3,

@@ -30,6 +30,7 @@ import (
 	"barque.dev/internal/controllers/apiservice"
 	"barque.dev/internal/controllers/nodelifecycle"
 	"barque.dev/internal/pki"
+	"barque.dev/internal/reconnect"
 	"barque.dev/internal/run"
 	"barque.dev/internal/scheduler"
 )
@@ -184,7 +185,7 @@ func (s *Server) openTracker() error {
 		},
 		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute,
 	}
-	s.peerClient = &http.Client{Transport: transport}
+	s.peerClient = &http.Client{Transport: reconnect.New(transport)}
 	s.tracker = liveness.NewTracker(liveness.Config{
 		Peers: s.jury, Client: s.peerClient, Log: s.cfg.Log,
 		MayBeat: s.isNode,

@@ -19,6 +19,7 @@ import (
 	"barque.dev/internal/cluster/detect"
 	"barque.dev/internal/cluster/liveness"
 	"barque.dev/internal/cluster/membership"
+	"barque.dev/internal/reconnect"
 	"barque.dev/internal/run"
 	"barque.dev/internal/store/etcd"
 )
@@ -244,9 +245,9 @@ func (w *worker) liveServers() []live.Server {
 	servers := make([]live.Server, 0, len(urls))
 	for _, url := range urls {
 		if _, ok := w.live[url]; !ok {
-			w.live[url] = live.Server{URL: url, Client: &http.Client{Transport: &http.Transport{
-				TLSClientConfig: w.cfg.certs.ClientTLS(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 2 * time.Second,
-			}}}
+			w.live[url] = live.Server{URL: url, Client: &http.Client{Transport: reconnect.New(&http.Transport{
+				TLSClientConfig: w.cfg.certs.ClientTLS(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 2 * time.Second, IdleConnTimeout: time.Minute,
+			})}}
 		}
 		servers = append(servers, w.live[url])
 	}

@@ -35,7 +35,7 @@ type fleet struct {
 func newFleet(t *testing.T, x *extension) *fleet {
 	t.Helper()
 	f := &fleet{Server: registrytest.New(t, etcdtest.New(t, 1, nil).Member(0), nil), t: t, told: make(chan struct{}, 100), metrics: prometheus.NewRegistry()}
-	front := x.backend(t, nil).transport.TLSClientConfig.GetClientCertificate
+	front := x.backend(t, nil).transport.Current().TLSClientConfig.GetClientCertificate
 	var err error
 	f.Aggregator, err = New(Config{
 		Table:    f.Table(schema.GroupResource{Group: apiregistrationv1.GroupName, Resource: "apiservices"}),

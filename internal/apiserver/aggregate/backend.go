@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/kube-aggregator/pkg/apis/apiregistration/v1/helper"
+
+	"barque.dev/internal/reconnect"
 )
 
 // defaultPort is that of an APIService that names none.
@@ -28,7 +30,7 @@ type Backend struct {
 	resolver Resolver
 	log      *slog.Logger
 
-	transport *http.Transport
+	transport *reconnect.Transport
 	// broken says why the server can't be reached whatever it does; nil if nothing is wrong.
 	broken error
 
@@ -58,12 +60,12 @@ func newBackend(cfg Config, svc *apiregistrationv1.APIService) *Backend {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	}
-	b.transport = &http.Transport{
+	b.transport = reconnect.New(&http.Transport{
 		DialContext: dial, TLSClientConfig: trust, TLSHandshakeTimeout: 10 * time.Second,
 		ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 25, DisableCompression: true,
 		// A connection whose other end went away without a word must not hold all requests.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
-	}
+	})
 	return b
 }
 

@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/proxy"
 	translator "k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	"barque.dev/internal/reconnect"
 )
 
 // defaultKubeletPort is the kubelet's when a node does not say its own.
@@ -53,7 +55,7 @@ type Relay struct {
 	objects Objects
 	// kubelets is for kubelets, insecure too, but does not check who they are; elsewhere is for pods
 	// and services, whose certificates mean nothing to the cluster.
-	kubelets, insecure, elsewhere *http.Transport
+	kubelets, insecure, elsewhere *reconnect.Transport
 }
 
 // New makes a relay.
@@ -77,8 +79,8 @@ func New(cfg Config, objects Objects) *Relay {
 }
 
 // transport speaks HTTP/1.1 alone: upgrades need it, and a lost kubelet then stalls one request and not all.
-func (r *Relay) transport(config *tls.Config) *http.Transport {
-	return &http.Transport{
+func (r *Relay) transport(config *tls.Config) *reconnect.Transport {
+	return reconnect.New(&http.Transport{
 		DialContext:         r.cfg.Dial,
 		TLSClientConfig:     config.Clone(),
 		TLSHandshakeTimeout: 10 * time.Second,
@@ -86,7 +88,7 @@ func (r *Relay) transport(config *tls.Config) *http.Transport {
 		MaxIdleConnsPerHost: 25,
 		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
 		DisableCompression:  true,
-	}
+	})
 }
 
 // Close drops idle connections.

@@ -59,8 +59,8 @@ type Config struct {
 	Prefer string
 	// File keeps the last known servers; empty keeps them in memory only.
 	File string
-	// TLS holds the cluster's CA and the client's certificate. Its ServerName is set. nil
-	// means plain HTTP, for tests.
+	// TLS holds the cluster's CA and the client's certificate, which may change (see
+	// reconnect.New). Its ServerName is set. nil means plain HTTP, for tests.
 	TLS *tls.Config
 	// DialTimeout bounds a connection attempt to one server; 0 means 2 s.
 	DialTimeout time.Duration
@@ -309,8 +309,7 @@ func (b *Balancer) wake() {
 	}
 }
 
-// CloseIdleConnections closes the connections that carry no request, such as after a change of
-// the client's certificate.
+// CloseIdleConnections closes the connections that carry no request.
 func (b *Balancer) CloseIdleConnections() {
 	for _, s := range b.candidates() {
 		s.transport.CloseIdleConnections()

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"sync/atomic"
 	"time"
+
+	"barque.dev/internal/reconnect"
 )
 
 // A server is one API server with its own connections.
@@ -16,7 +18,7 @@ type server struct {
 	address   string
 	scheme    string
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
-	transport *http.Transport
+	transport *reconnect.Transport
 
 	healthy atomic.Bool
 	// doubt asks for a probe of a server that is thought to be healthy.
@@ -26,7 +28,7 @@ type server struct {
 func newServer(address string, config Config) *server {
 	dialer := &net.Dialer{Timeout: config.DialTimeout, KeepAlive: 15 * time.Second}
 	s := &server{address: address, scheme: "http", dial: dialer.DialContext}
-	s.transport = &http.Transport{
+	transport := &http.Transport{
 		DialContext:         dialer.DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 		MaxIdleConnsPerHost: 4,
@@ -35,8 +37,9 @@ func newServer(address string, config Config) *server {
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 	if config.TLS != nil {
-		s.scheme, s.transport.TLSClientConfig = "https", config.TLS.Clone()
+		s.scheme, transport.TLSClientConfig = "https", config.TLS.Clone()
 	}
+	s.transport = reconnect.New(transport)
 	s.healthy.Store(true)
 	return s
 }
