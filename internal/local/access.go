@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,33 +18,43 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"barque.dev/internal/cluster/join"
+	"barque.dev/internal/pki"
 	"barque.dev/internal/runtime/containerd"
 )
 
 // Kubeconfig is the administrator's, pointing at the virtual IP.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig") }
 
-// writeKubeconfig copies the first server's, which every server writes alike.
+// writeKubeconfig copies that of a server, which every server writes alike, and renews while it runs: the newest is good the
+// longest.
 func (c *Cluster) writeKubeconfig() error {
-	first := c.Machines[0]
+	newest, written := "", time.Time{}
 	for _, m := range c.Machines {
-		if m.Role == RoleServer && m.joined() && !m.Left() {
-			first = m
-			break
+		path := filepath.Join(m.DataDir(), "kubeconfig")
+		info, err := os.Stat(path)
+		if err == nil && m.Role == RoleServer && m.joined() && !m.Left() && info.ModTime().After(written) {
+			newest, written = path, info.ModTime()
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(first.DataDir(), "kubeconfig"))
-	if err != nil {
-		return fmt.Errorf("read the kubeconfig of %s: %w", first.Name, err)
+	if newest == "" {
+		return errors.New("no server has written a kubeconfig yet")
 	}
-	if err := os.WriteFile(c.Kubeconfig(), data, 0o600); err != nil {
+	data, err := os.ReadFile(newest)
+	if err != nil {
+		return fmt.Errorf("read a server's kubeconfig: %w", err)
+	}
+	if have, err := os.ReadFile(c.Kubeconfig()); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	if err := pki.WriteFile(c.Kubeconfig(), data, 0o600); err != nil {
 		return fmt.Errorf("write the kubeconfig: %w", err)
 	}
 	return nil
 }
 
-// Config speaks to the API at the virtual IP.
+// Config speaks to the API at the virtual IP. The kubeconfig follows the servers'.
 func (c *Cluster) Config() (*rest.Config, error) {
+	_ = c.writeKubeconfig() // the one that is there may still do
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
 	if err != nil {
 		return nil, fmt.Errorf("read kubeconfig %s: %w", c.Kubeconfig(), err)
@@ -196,15 +207,15 @@ const (
 
 // WaitNodes waits until every machine is a Ready node.
 func (c *Cluster) WaitNodes(ctx context.Context, progress func(string, ...any)) error {
-	client, err := c.Client()
-	if err != nil {
-		return err
-	}
 	seen := map[string]bool{}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		var nodes *corev1.NodeList
+		client, err := c.Client()
+		if err == nil {
+			nodes, err = client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		}
 		if err == nil {
 			for i := range nodes.Items {
 				n := &nodes.Items[i]
