@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,12 +75,19 @@ func (c *cluster) endsWith(t *testing.T) {
 // tryBarque runs the program under test, and returns its exit code and all that it prints.
 func (c *cluster) tryBarque(t *testing.T, args ...string) (int, string) {
 	t.Helper()
+	code, out := c.quietly(t, args...)
+	t.Logf("barque %s:\n%s", strings.Join(args, " "), strings.TrimSpace(out))
+	return code, out
+}
+
+// quietly is tryBarque for what is asked again and again.
+func (c *cluster) quietly(t *testing.T, args ...string) (int, string) {
+	t.Helper()
 	out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	t.Logf("barque %s:\n%s", strings.Join(args, " "), bytes.TrimSpace(out))
 	if exit != nil {
 		return exit.ExitCode(), string(out)
 	}
@@ -401,6 +408,23 @@ func TestRecoverFromTheLossOfTheQuorum(t *testing.T) {
 // restart kills a machine's process and starts it again as it was, whether it gets ready or not.
 func (c *cluster) restart(t *testing.T, m *local.Machine) {
 	t.Helper()
+	p := invocationOf(t, m)
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.start(t)
+}
+
+// An invocation is how a machine's was started.
+type invocation struct {
+	machine *local.Machine
+	args    []string
+	group   string // its control group's directory
+}
+
+// invocationOf is the one that runs.
+func invocationOf(t *testing.T, m *local.Machine) invocation {
+	t.Helper()
 	proc := fmt.Sprintf("/proc/%d/", m.PID())
 	line, err := os.ReadFile(proc + "cmdline")
 	if err != nil {
@@ -410,29 +434,31 @@ func (c *cluster) restart(t *testing.T, m *local.Machine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Kill(); err != nil {
-		t.Fatal(err)
-	}
 	_, group, _ := strings.Cut("\n"+strings.TrimSpace(string(groups)), "\n0::")
-	dir, err := os.Open(unified(t) + group)
+	return invocation{machine: m, args: strings.Split(strings.Trim(string(line), "\x00"), "\x00")[1:], group: unified(t) + group}
+}
+
+// start starts it again, with more flags than before; it ends with its cluster.
+func (p invocation) start(t *testing.T, flags ...string) {
+	t.Helper()
+	dir, err := os.Open(p.group)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = dir.Close() }()
-	log, err := os.OpenFile(m.LogFile(), os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(p.machine.LogFile(), os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	args := strings.Split(strings.Trim(string(line), "\x00"), "\x00")
-	cmd := exec.Command(program, append([]string{"machine"}, args[1:]...)...)
+	cmd := exec.Command(program, slices.Concat([]string{"machine"}, p.args, flags)...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
-	cmd.Env = append(os.Environ(), "BARQUE_NETNS="+m.NetNS(), "BARQUE_HOSTNAME="+m.Name)
+	cmd.Env = append(os.Environ(), "BARQUE_NETNS="+p.machine.NetNS(), "BARQUE_HOSTNAME="+p.machine.Name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = cmd.Wait() }() // it ends with its cluster
+	go func() { _ = cmd.Wait() }()
 }
 
 // unified is where the unified hierarchy of control groups is mounted.
