@@ -16,7 +16,6 @@ import (
 	"barque.dev/internal/agent/metrics"
 	"barque.dev/internal/cluster/balance"
 	"barque.dev/internal/network"
-	"barque.dev/internal/reconnect"
 	"barque.dev/internal/run"
 	"barque.dev/internal/runtime"
 	"barque.dev/internal/runtime/bundle"
