@@ -161,12 +161,18 @@ func (v *IP) hold(ctx context.Context) error {
 		return fmt.Errorf("hold virtual IP %s: %w", v.config.Address, err)
 	}
 	defer socket.close()
-	remove, err := v.assign()
+	log := v.config.Log.With("address", v.config.Address, "link", v.link.Name)
+	// First of all: a deletion is then seen, whenever it comes.
+	stop, err := v.keep(log)
 	if err != nil {
 		return err
 	}
+	remove, err := v.assign()
+	if err != nil {
+		stop()
+		return err
+	}
 	v.held.Store(true)
-	log := v.config.Log.With("address", v.config.Address, "link", v.link.Name)
 	log.Info("holding virtual IP")
 	t := &tenure{IP: v, socket: socket, right: &right{confirm: v.config.Confirm, log: log}, log: log}
 	listened := make(chan error, 1)
@@ -181,6 +187,7 @@ func (v *IP) hold(ctx context.Context) error {
 	for range listened {
 		// The listener ends because its socket is closed.
 	}
+	stop()
 	remove()
 	log.Info("virtual IP released")
 	return err

@@ -97,6 +97,14 @@ func machineMain(own string) error {
 				}
 			case "release":
 				stop()
+			case "delete":
+				lo, err := netlink.LinkByName("lo")
+				if err == nil {
+					err = netlink.AddrDel(lo, hostAddress(netip.MustParseAddr(address)))
+				}
+				if err != nil {
+					return fmt.Errorf("delete the address: %w", err)
+				}
 			case "conflicts":
 				fmt.Println(v.Conflicts())
 				continue
@@ -301,6 +309,25 @@ func until(t testing.TB, own string) time.Duration {
 			return time.Since(start)
 		}
 	}
+}
+
+// TestDeletedAddressComesBack: whoever deletes the address from its holder does so for a moment only.
+func TestDeletedAddressComesBack(t *testing.T) {
+	inNetwork(t, func(n network) {
+		one := n.machine(1)
+		defer one.close()
+		n.hold(one)
+		until(t, one.own)
+		for range 3 {
+			one.do("delete")
+			until(t, one.own)
+		}
+		// What is released stays away.
+		one.do("release")
+		if who, err := ask(200 * time.Millisecond); err == nil {
+			t.Errorf("%s answers for an address that it has released", who)
+		}
+	})
 }
 
 func TestMovesWhenTheHolderIsKilled(t *testing.T) {
