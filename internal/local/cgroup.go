@@ -21,6 +21,10 @@ import (
 // hierarchies that limit them.
 func (m *Machine) cgroup() string { return "/barque/" + m.cluster.ID + "/" + m.Name }
 
+// ControlGroup is the machine's control group, as a path below each hierarchy's root. What is below it, in whichever hierarchy,
+// goes with the cluster.
+func (m *Machine) ControlGroup() string { return m.cgroup() }
+
 // cgroupMounts lists where control group hierarchies are mounted; unified is the v2 one.
 func cgroupMounts() (unified string, all []string, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
@@ -115,6 +119,37 @@ func killCgroup(ctx context.Context, path string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// Pods lists the pods of which a container runs on the machine, by their UIDs, as the kernel knows them: those with processes in
+// two control groups at least, one of which is the sandbox's. Nobody who may be wrong, or late, is asked.
+func (m *Machine) Pods() ([]string, error) {
+	unified, _, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	// …/kubepods/pod<uid>/<container>, or …/kubepods/<class>/pod<uid>/<container>
+	containers := map[string]int{}
+	for _, pattern := range []string{"pod*/*", "*/pod*/*"} {
+		found, err := filepath.Glob(filepath.Join(unified, m.cgroup(), "kubepods", pattern, "cgroup.events"))
+		if err != nil {
+			return nil, fmt.Errorf("list the pods of %s: %w", m.Name, err)
+		}
+		for _, path := range found {
+			uid, ok := strings.CutPrefix(filepath.Base(filepath.Dir(filepath.Dir(path))), "pod")
+			if events, err := os.ReadFile(path); ok && err == nil && strings.Contains(string(events), "populated 1") {
+				containers[uid]++
+			}
+		}
+	}
+	var running []string
+	for uid, n := range containers {
+		if n > 1 {
+			running = append(running, uid)
+		}
+	}
+	slices.Sort(running)
+	return running, nil
 }
 
 // removeCgroup removes the group and those below it from every hierarchy.

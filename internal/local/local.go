@@ -38,6 +38,9 @@ type Options struct {
 	Program string
 	// ServerFlags are appended to every server's command line.
 	ServerFlags []string
+	// DiskSize gives each server a disk of its own, a file of so many bytes of which only those are taken that were
+	// written; 0 has all keep their data on the disk of Dir. See [CheckDisks].
+	DiskSize int64
 	// Progress receives one line for each step; never nil.
 	Progress func(format string, args ...any)
 	// Log is for details; never nil.
@@ -97,6 +100,9 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, err
 	}
 	err = c.connect()
+	if err == nil {
+		err = c.attachDisks(ctx, o.DiskSize)
+	}
 	if err == nil {
 		err = c.startAll(ctx, o)
 	}

@@ -193,6 +193,10 @@ func (m *Machine) unplug() error {
 	return nil
 }
 
+// Port is the host's end of the machine's cable, and the bridge that it is plugged into. Other links of the host whose
+// names begin with the port's go with the cluster, too.
+func (m *Machine) Port() (port, bridge string) { return m.link(), m.cluster.bridge() }
+
 // SetCable pulls the plug of the machine's cable, or puts it back; the machine goes on.
 func (m *Machine) SetCable(in bool) error {
 	link, err := netlink.LinkByName(m.link())

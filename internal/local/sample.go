@@ -27,8 +27,8 @@ import (
 // DeploySample puts the sample application's images on every machine, applies its manifest and
 // waits until its URL, which it returns, answers.
 func (c *Cluster) DeploySample(ctx context.Context, progress func(string, ...any)) (string, error) {
-	if err := c.importSample(ctx); err != nil {
-		return "", fmt.Errorf("import the sample application's images: %w", err)
+	if err := c.ImportSample(ctx); err != nil {
+		return "", err
 	}
 	progress("the sample application's images are on every machine")
 	if err := c.applySample(ctx); err != nil {
@@ -42,8 +42,8 @@ func (c *Cluster) DeploySample(ctx context.Context, progress func(string, ...any
 	return url, nil
 }
 
-// importSample imports the images on all machines at once.
-func (c *Cluster) importSample(ctx context.Context) error {
+// ImportSample puts the sample application's images on all machines at once, where they are not there yet.
+func (c *Cluster) ImportSample(ctx context.Context) error {
 	errs := make([]error, len(c.Machines))
 	var wg sync.WaitGroup
 	for i, m := range c.Machines {
@@ -57,7 +57,10 @@ func (c *Cluster) importSample(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("import the sample application's images: %w", err)
+	}
+	return nil
 }
 
 func importSampleTo(ctx context.Context, socket string) error {
