@@ -32,7 +32,8 @@ The same seed gives the same faults in the same order. Faults:
 		Long:  long,
 		Example: `  sudo barque drill                                                    # all faults, five minutes
   sudo barque drill --seed 7 --duration 1h --report /tmp/drill-7
-  sudo barque drill --faults kill-leader,cut-leader --duration 10m`,
+  sudo barque drill --faults kill-leader,cut-leader --duration 10m
+  sudo barque drill --workloads --duration 30m                         # with pods, on every machine`,
 		Args: noArgs,
 	}
 	var o drill.Options
@@ -42,6 +43,7 @@ The same seed gives the same faults in the same order. Faults:
 	flags.DurationVar(&o.Duration, "duration", 5*time.Minute, "for how long new faults strike; each kind strikes once at least")
 	flags.StringSliceVar(&o.Faults, "faults", nil, "`LIST` of faults that strike; all unless given")
 	flags.StringVar(&o.Report, "report", "", "`DIR` that the report is written to; a new one, drill-TIME, unless given")
+	flags.BoolVar(&o.Workloads, "workloads", false, "let Deployments, StatefulSets, Jobs and Services change meanwhile, and check what controllers and nodes do about them")
 	flags.IntVar(&o.Servers, "servers", 3, "`number` of masters, 3 to 9")
 	flags.StringVar(&o.Dir, "dir", drill.DefaultDir, "`DIR` that holds the drill's cluster while it lasts")
 	flags.StringVar(&level, "log-level", "warn", "debug, info, warn or error")

@@ -42,6 +42,8 @@ type Options struct {
 	Faults []string
 	// Servers is 3 to 9.
 	Servers int
+	// Workloads has controllers and nodes work, too, and judges what they do.
+	Workloads bool
 	// Report is the directory that the report is written to.
 	Report string
 	// Dir holds the drill's cluster while it lasts.
@@ -62,6 +64,9 @@ func (o *Options) command() string {
 	if o.Servers != 3 {
 		text += fmt.Sprintf(" --servers %d", o.Servers)
 	}
+	if o.Workloads {
+		text += " --workloads"
+	}
 	return text
 }
 
@@ -74,9 +79,9 @@ const downTimeout = time.Minute
 // Run drills until the time is over, a rule is violated, or ctx ends; then it takes its cluster away and writes the
 // report of what there was until then.
 func Run(ctx context.Context, o Options) (err error) {
-	kinds, err := fault.Choose(o.Faults)
+	kinds, err := o.choose()
 	if err != nil {
-		return fmt.Errorf("--faults: %w", err)
+		return err
 	}
 	if o.Servers < 3 || o.Servers > 9 {
 		return fmt.Errorf("--servers %d: choose 3 to 9, since fewer do not survive the loss of any", o.Servers)
@@ -92,7 +97,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := report.Prepare(o.Report); err != nil {
 		return fmt.Errorf("--report: %w", err)
 	}
-	d := &drill{Options: o, began: time.Now(), plan: fault.NewPlan(o.Seed, kinds), kinds: len(kinds), series: report.NewSeries(), writes: newGauge(), reads: newGauge()}
+	d := &drill{Options: o, began: time.Now(), plan: fault.NewPlan(o.Seed, kinds), kinds: kinds, series: report.NewSeries(), writes: newGauge(), reads: newGauge()}
 	defer func() {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 		defer cancel()
@@ -105,6 +110,31 @@ func Run(ctx context.Context, o Options) (err error) {
 		err = fmt.Errorf("the drill was interrupted: %d rounds were judged, what came after them was not", d.rounds)
 	}
 	return errors.Join(err, d.report(err))
+}
+
+// choose returns the kinds that strike. All includes none that this machine cannot do, since there are others; one that was
+// named must be possible. The faults that are left then stand in o, and so in the command that repeats the drill.
+func (o *Options) choose() ([]fault.Kind, error) {
+	kinds, err := fault.Choose(o.Faults)
+	if err != nil {
+		return nil, fmt.Errorf("--faults: %w", err)
+	}
+	var can []fault.Kind
+	var names []string
+	for _, k := range kinds {
+		switch err := k.Can(); {
+		case err == nil:
+			can, names = append(can, k), append(names, k.Name)
+		case len(o.Faults) > 0:
+			return nil, fmt.Errorf("--faults: this machine cannot do %w", err)
+		default:
+			o.Progress("left out, since this machine cannot do it: %v", err)
+		}
+	}
+	if len(can) < len(kinds) {
+		o.Faults = names
+	}
+	return can, nil
 }
 
 // reserve makes sure that no cluster but the drill's own lives in the directory: the drill kills its servers,
@@ -128,7 +158,7 @@ type drill struct {
 	Options
 	began   time.Time
 	plan    *fault.Plan
-	kinds   int
+	kinds   []fault.Kind
 	cluster *local.Cluster
 
 	series        *report.Series
@@ -143,8 +173,16 @@ func (d *drill) since() time.Duration { return time.Since(d.began) }
 
 // up starts what does not run of the cluster.
 func (d *drill) up(ctx context.Context, progress func(string, ...any)) (*local.Cluster, error) {
-	return local.Up(ctx, local.Options{Dir: d.Dir, Servers: d.Servers, Program: d.Program, Progress: progress, Log: d.Log})
+	o := local.Options{Dir: d.Dir, Servers: d.Servers, Program: d.Program, Progress: progress, Log: d.Log}
+	if fault.NeedDisks(d.kinds) {
+		o.DiskSize = diskSize
+	}
+	return local.Up(ctx, o)
 }
+
+// diskSize is what a server's disk holds, where it has one of its own: some logs of etcd's of 64 MB each, and as much again. Only
+// what is written is taken.
+const diskSize = 4 << 30
 
 // startTimeout bounds the cluster's first start.
 const startTimeout = 5 * time.Minute
@@ -159,6 +197,11 @@ func (d *drill) run(ctx context.Context) error {
 	if err := d.cluster.WaitNodes(starting, d.Progress); err != nil {
 		return err
 	}
+	if d.Workloads {
+		if err := d.cluster.ImportSample(starting); err != nil {
+			return err
+		}
+	}
 	d.began, d.series = time.Now(), report.NewSeries()
 	return d.probing(ctx, func(ctx context.Context) error {
 		for last := false; !last; {
@@ -171,7 +214,7 @@ func (d *drill) run(ctx context.Context) error {
 }
 
 // over tells that no further fault is to strike.
-func (d *drill) over() bool { return d.since() >= d.Duration && len(d.strikes) >= d.kinds }
+func (d *drill) over() bool { return d.since() >= d.Duration && len(d.strikes) >= len(d.kinds) }
 
 // report writes what was found. Violations are an error.
 func (d *drill) report(cause error) error {

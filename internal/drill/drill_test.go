@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"barque.dev/internal/drill/fault"
 	"barque.dev/internal/drill/report"
 )
 
@@ -117,8 +118,32 @@ func TestRunRefuses(t *testing.T) {
 		// What can't be looked into may hold a cluster.
 		{Options{Servers: 3, Report: t.TempDir(), Dir: filepath.Join(file, "dir")}, "which the drill will not touch"},
 	} {
+		c.o.Progress = t.Logf
 		if err := Run(t.Context(), c.o); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%+v: %v, want one that says %q", c.o, err, c.says)
+		}
+	}
+}
+
+// TestChoose: what this machine cannot do is left out where nobody asked for it, and the command says what is left.
+func TestChoose(t *testing.T) {
+	o := Options{Seed: 7, Servers: 3, Progress: t.Logf}
+	can, err := o.choose()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range can {
+		if err := k.Can(); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(can) < len(fault.Kinds()) != (len(o.Faults) > 0) || len(o.Faults) > 0 && len(o.Faults) != len(can) {
+		t.Errorf("%d kinds can be, the command names %v", len(can), o.Faults)
+	}
+	for _, k := range fault.Kinds() {
+		o := Options{Faults: []string{k.Name}, Progress: t.Logf}
+		if _, err := o.choose(); (err != nil) != (k.Can() != nil) {
+			t.Errorf("%s alone: %v", k.Name, err)
 		}
 	}
 }
@@ -128,8 +153,8 @@ func TestCommand(t *testing.T) {
 	if got := o.command(); got != "barque drill --seed 7 --duration 1m0s" {
 		t.Error(got)
 	}
-	o.Faults, o.Servers = []string{"kill-all", "cut-leader"}, 5
-	if got := o.command(); got != "barque drill --seed 7 --duration 1m0s --faults kill-all,cut-leader --servers 5" {
+	o.Faults, o.Servers, o.Workloads = []string{"kill-all", "cut-leader"}, 5, true
+	if got := o.command(); got != "barque drill --seed 7 --duration 1m0s --faults kill-all,cut-leader --servers 5 --workloads" {
 		t.Error(got)
 	}
 }

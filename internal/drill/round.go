@@ -20,7 +20,6 @@ import (
 	"barque.dev/internal/drill/history"
 	"barque.dev/internal/drill/load"
 	"barque.dev/internal/drill/probe"
-	"barque.dev/internal/local"
 )
 
 const (
@@ -40,6 +39,8 @@ type round struct {
 	namespace string
 	recorder  *history.Recorder
 	endpoints []load.Endpoint // the virtual IP, and each server
+
+	seen check.Verdict // of the workloads
 
 	mu        sync.Mutex
 	connected []*load.API
@@ -63,6 +64,7 @@ func (d *drill) round(ctx context.Context) (last bool, err error) {
 		return false, ctx.Err()
 	}
 	verdict := check.All(r.recorder.History(), orderTimeout)
+	verdict.Add(r.seen)
 	d.rounds++
 	d.verdict.Add(verdict)
 	d.Progress("round %d: %d operations on %d objects, %d without an answer, %d lists, %d events: %d violations",
@@ -77,7 +79,7 @@ func (d *drill) round(ctx context.Context) (last bool, err error) {
 }
 
 // play has clients work while faults strike, and brings the history to its end.
-func (r *round) play(ctx context.Context) error {
+func (r *round) play(ctx context.Context) (err error) {
 	watching, stopWatching := context.WithCancel(ctx)
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
@@ -88,6 +90,15 @@ func (r *round) play(ctx context.Context) error {
 	if err := r.begin(ctx); err != nil {
 		return err
 	}
+	employed, err := r.employ(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		var rerr error
+		r.seen, rerr = employed.retire()
+		err = errors.Join(err, rerr)
+	}()
 	working, stopWorking := context.WithCancel(ctx)
 	var workers sync.WaitGroup
 	objects := &load.Objects{}
@@ -99,7 +110,6 @@ func (r *round) play(ctx context.Context) error {
 			workers.Go(func() { r.connect(e).Work(working, r.recorder, objects, name, random) })
 		}
 	}
-	var err error
 	for i := 0; err == nil && i < faultsPerRound && !r.recorder.HalfFull() && (i == 0 || !r.over()); i++ {
 		err = r.step(ctx)
 	}
@@ -108,7 +118,7 @@ func (r *round) play(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.end(ctx)
+	return errors.Join(r.end(ctx), employed.settle(ctx))
 }
 
 // connect makes a client of its own.
@@ -230,10 +240,7 @@ func (d *drill) endpoints() ([]load.Endpoint, error) {
 	}
 	names := map[string]string{}
 	all := []load.Endpoint{{Name: "vip", URL: config.Host, TLS: certificates, Answered: d.series.Add, Servers: names}}
-	for _, m := range d.cluster.Machines {
-		if m.Role != local.RoleServer {
-			continue
-		}
+	for _, m := range d.servers() {
 		names[m.IP.String()] = m.Name
 		own, err := d.cluster.MachineConfig(m)
 		if err != nil {

@@ -8,11 +8,9 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"barque.dev/internal/drill/fault"
 	"barque.dev/internal/drill/report"
-	"barque.dev/internal/local"
 )
 
 const (
@@ -83,6 +81,11 @@ func (d *drill) heal(ctx context.Context, f fault.Fault) error {
 	if _, err := d.roles(ctx); err != nil {
 		return err
 	}
+	if d.Workloads { // a machine that is new has no images
+		if err := eventually(ctx, func() error { return d.cluster.ImportSample(ctx) }); err != nil {
+			return err
+		}
+	}
 	if err := errors.Join(d.writes.await(ctx), d.reads.await(ctx)); err != nil {
 		return fmt.Errorf("writes or reads at the virtual IP do not go on: %w", err)
 	}
@@ -91,19 +94,11 @@ func (d *drill) heal(ctx context.Context, f fault.Fault) error {
 
 // roles finds out who leads, by the lease that the leader publishes.
 func (d *drill) roles(ctx context.Context) (fault.Cluster, error) {
-	config, err := d.cluster.Config()
+	client, err := d.client(time.Second)
 	if err != nil {
 		return fault.Cluster{}, err
 	}
-	config.Timeout = time.Second
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fault.Cluster{}, err
-	}
-	roles := fault.Cluster{Start: func(ctx context.Context) error {
-		_, err := d.up(ctx, func(string, ...any) {})
-		return err
-	}}
+	roles := d.means()
 	err = eventually(ctx, func() error {
 		lease, err := client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(ctx, "kube-controller-manager", metav1.GetOptions{})
 		if err != nil {
@@ -113,12 +108,10 @@ func (d *drill) roles(ctx context.Context) (fault.Cluster, error) {
 			return errors.New("nobody leads")
 		}
 		roles.Leader, roles.Followers = nil, nil
-		for _, m := range d.cluster.Machines {
-			switch {
-			case m.Role != local.RoleServer:
-			case m.Name == *lease.Spec.HolderIdentity:
+		for _, m := range d.servers() {
+			if m.Name == *lease.Spec.HolderIdentity {
 				roles.Leader = fault.Of(m)
-			default:
+			} else {
 				roles.Followers = append(roles.Followers, fault.Of(m))
 			}
 		}

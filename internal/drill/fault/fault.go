@@ -1,4 +1,5 @@
-// Package fault is what a drill does to a cluster: real signals, real cables, real packet filters.
+// Package fault is what a drill does to a cluster: real signals, cables and packet filters, real disks that are
+// full or slow, clocks that jump, servers that leave and come.
 //
 // A [Kind] names a fault and says whom it hits by role: the leader, a follower, several. A [Fault] is one
 // kind with the machines that have these roles now; it strikes once and is healed once. A [Plan] is an
@@ -9,34 +10,74 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 	"syscall"
+	"time"
 )
 
-// A Machine is what a fault may do to a server's machine.
+// A Machine is what a fault may do to a server's machine. Whatever lasts is taken back by a second call, which
+// also does no harm where the first one was never made, or the machine was started anew meanwhile.
 type Machine interface {
 	fmt.Stringer
+	Address() netip.Addr
+	Process
+	Cable
+	Disk
+}
+
+// Process is what may happen to the server's process, and to the machine that it runs on.
+type Process interface {
 	// Kill ends the server's process at once, Stop by asking it to; PowerOff ends all processes and takes
 	// the cable away.
 	Kill() error
 	Stop(ctx context.Context) error
 	PowerOff(ctx context.Context) error
 	Signal(s syscall.Signal) error
+	// ShiftClock has the process see a wall clock that is so far ahead, or behind, of the machine's; 0 the machine's own.
+	// A process that is started later sees the machine's own. Clocks that only go on, by which time is measured, are as they were.
+	ShiftClock(by time.Duration) error
+}
+
+// Cable is what may happen to a machine's packets.
+type Cable interface {
 	// SetCable pulls the machine's plug, or puts it back.
 	SetCable(in bool) error
 	// Deafen drops everything that arrives from the addresses, and nothing again for none.
 	Deafen(from []netip.Addr) error
-	Address() netip.Addr
+	// Lose drops so many of a hundred packets that arrive and as many of those that leave, by chance.
+	Lose(percent int) error
+	// Delay keeps every packet to and from the machine for least to most, by chance; two times of 0 end it. Packets keep
+	// their order.
+	Delay(least, most time.Duration) error
+	// DropAddress takes an address off the machine, as if somebody had deleted it.
+	DropAddress(a netip.Addr) error
 }
 
-// A Cluster is who has which role, as of now.
+// Disk is what may happen to what a machine keeps.
+type Disk interface {
+	// Fill takes all the room on the disk, or gives it back.
+	Fill(full bool) error
+	// Slow has the server's process write no more than so many times a second; 0 is as fast as the disk is.
+	Slow(writesPerSecond int) error
+	// Wipe ends everything on the machine and removes all that it kept: who starts it next is a stranger.
+	Wipe(ctx context.Context) error
+}
+
+// A Cluster is who has which role, as of now, and what can be done through its API.
 type Cluster struct {
 	Leader Machine
 	// Followers are in the order of their names.
 	Followers []Machine
-	// Start starts every server that does not run, and returns when all answer.
+	// VIP is the virtual IP.
+	VIP netip.Addr
+	// Start starts every server that does not run, those anew that were wiped, and returns when all are ready.
 	Start func(ctx context.Context) error
+	// Voting returns when every server has a vote.
+	Voting func(ctx context.Context) error
+	// Write writes so much that a server without room on its disk cannot keep it. It need not succeed.
+	Write func(ctx context.Context) error
+	// Leave has a machine leave the cluster, by its own command; Remove takes one out that is gone, through
+	// the others.
+	Leave, Remove func(ctx context.Context, m Machine) error
 }
 
 // A Fault has machines to hit.
@@ -48,60 +89,4 @@ type Fault interface {
 	Heal(ctx context.Context) error
 	// Hit names the machines.
 	Hit() []string
-}
-
-// A Kind of fault.
-type Kind struct {
-	// Name is what --faults takes, Title what a table shows.
-	Name, Title string
-	// fault picks the machines; follower is taken modulo their number.
-	fault func(c Cluster, follower int) Fault
-}
-
-// On makes a fault of the kind. follower says which follower, where the kind hits one: any number that
-// is not negative.
-func (k Kind) On(c Cluster, follower int) (Fault, error) {
-	if c.Leader == nil || len(c.Followers) < 2 {
-		return nil, fmt.Errorf("%s: a drill needs a leader and two followers", k.Name)
-	}
-	return k.fault(c, follower%len(c.Followers)), nil
-}
-
-// Kinds are all that there are.
-func Kinds() []Kind {
-	leader := func(c Cluster, _ int) []Machine { return []Machine{c.Leader} }
-	one := func(c Cluster, f int) []Machine { return []Machine{c.Followers[f]} }
-	two := func(c Cluster, f int) []Machine { return []Machine{c.Leader, c.Followers[f]} }
-	all := func(c Cluster, _ int) []Machine { return append([]Machine{c.Leader}, c.Followers...) }
-	return []Kind{
-		{"kill-leader", "kill -9 of the leader's process", ending(kill, leader)},
-		{"kill-follower", "kill -9 of a follower's process", ending(kill, one)},
-		{"kill-two", "kill -9 of the leader's and a follower's process", ending(kill, two)},
-		{"kill-all", "kill -9 of all servers' processes", ending(kill, all)},
-		{"restart-leader", "planned stop and start of the leader", ending(Machine.Stop, leader)},
-		{"restart-follower", "planned stop and start of a follower", ending(Machine.Stop, one)},
-		{"lose-leader", "power off of the leader's machine", ending(Machine.PowerOff, leader)},
-		{"freeze-leader", "SIGSTOP of the leader's process", freezing},
-		{"cut-leader", "the leader's machine is cut off from everybody", cutting},
-		{"split-leader", "the leader is cut off from the other servers, not from clients", splitting},
-		{"mute-leader", "the other servers do not hear the leader, which hears them", muting},
-	}
-}
-
-// Choose returns the kinds that are in a list of names, in the order of [Kinds]; all for an empty list.
-func Choose(names []string) ([]Kind, error) {
-	kinds := Kinds()
-	if len(names) == 0 {
-		return kinds, nil
-	}
-	var known []string
-	for _, k := range kinds {
-		known = append(known, k.Name)
-	}
-	for _, name := range names {
-		if !slices.Contains(known, name) {
-			return nil, fmt.Errorf("there is no fault %q: choose of %s", name, strings.Join(known, ", "))
-		}
-	}
-	return slices.DeleteFunc(kinds, func(k Kind) bool { return !slices.Contains(names, k.Name) }), nil
 }

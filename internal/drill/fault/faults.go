@@ -36,7 +36,7 @@ type end struct {
 	start func(context.Context) error
 }
 
-func ending(how func(Machine, context.Context) error, whom func(Cluster, int) []Machine) func(Cluster, int) Fault {
+func ending(how func(Machine, context.Context) error, whom picking) func(Cluster, int) Fault {
 	return func(c Cluster, follower int) Fault { return end{whom(c, follower), how, c.Start} }
 }
 

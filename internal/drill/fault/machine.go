@@ -1,73 +1,100 @@
 package fault
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"path/filepath"
+	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"barque.dev/internal/local"
 )
 
-// tableName is of the packet filter in a machine's network namespace.
-const tableName = "barque-drill"
-
 // localMachine is a machine of a local cluster.
-type localMachine struct{ *local.Machine }
+type localMachine struct {
+	*local.Machine
+	relay *relay // while packets are delayed
+}
 
 // Of makes a machine of a local cluster one that faults can hit.
-func Of(m *local.Machine) Machine { return localMachine{m} }
+func Of(m *local.Machine) Machine { return &localMachine{Machine: m} }
 
-func (m localMachine) String() string { return m.Name }
+func (m *localMachine) String() string { return m.Name }
 
-func (m localMachine) Address() netip.Addr { return m.IP }
+func (m *localMachine) Address() netip.Addr { return m.IP }
 
-func (m localMachine) Deafen(from []netip.Addr) error { return deafen(m.NetNS(), from) }
+func (m *localMachine) Deafen(from []netip.Addr) error { return deafen(m.NetNS(), from) }
 
-// deafen drops packets as they arrive in a network namespace, before anything else looks at them, so that
-// neither side is told.
-func deafen(namespace string, from []netip.Addr) error {
-	ns, err := netns.GetFromName(namespace)
+func (m *localMachine) Lose(percent int) error { return lose(m.NetNS(), percent) }
+
+func (m *localMachine) Delay(least, most time.Duration) error {
+	var err error
+	if m.relay != nil {
+		err = m.relay.close()
+		m.relay = nil
+	}
+	if most == 0 || err != nil {
+		return err
+	}
+	port, bridge := m.Port()
+	m.relay, err = newRelay(port, bridge, least, most)
+	return err
+}
+
+// DropAddress deletes an address wherever the machine has it.
+func (m *localMachine) DropAddress(a netip.Addr) error {
+	ns, err := netns.GetFromName(m.NetNS())
 	if err != nil {
-		return fmt.Errorf("find network namespace %s: %w", namespace, err)
+		return fmt.Errorf("find network namespace %s: %w", m.NetNS(), err)
 	}
 	defer func() { _ = ns.Close() }()
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	inside, err := netlink.NewHandleAt(ns)
 	if err != nil {
-		return fmt.Errorf("speak to nftables of %s: %w", namespace, err)
+		return fmt.Errorf("enter %s: %w", m.NetNS(), err)
 	}
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
-	// To add what is there changes nothing, and so it can be deleted whether it was there or not.
-	c.AddTable(table)
-	c.DelTable(table)
-	if len(from) > 0 {
-		c.AddTable(table)
-		accept := nftables.ChainPolicyAccept
-		chain := c.AddChain(&nftables.Chain{
-			Name: "deaf", Table: table, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw, Policy: &accept,
-		})
-		for _, ip := range from {
-			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: dropFrom(ip)})
+	defer inside.Close()
+	addresses, err := inside.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", m, err)
+	}
+	for _, found := range addresses {
+		if !found.IP.Equal(net.IP(a.AsSlice())) {
+			continue
 		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("change the packet filter of %s: %w", namespace, err)
+		link, err := inside.LinkByIndex(found.LinkIndex)
+		if err == nil {
+			err = inside.AddrDel(link, &found)
+		}
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) { // its holder was faster
+			return fmt.Errorf("delete %s on %s: %w", a, m, err)
+		}
 	}
 	return nil
 }
 
-// dropFrom is the rule `ip saddr ADDRESS drop`, which counts.
-func dropFrom(ip netip.Addr) []expr.Any {
-	const source, length = 12, 4 // of an IPv4 address in its header
-	a := ip.As4()
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: length},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]))},
-		&expr.Counter{},
-		&expr.Verdict{Kind: expr.VerdictDrop},
+func (m *localMachine) Slow(writesPerSecond int) error {
+	pid := m.PID()
+	if pid == 0 && writesPerSecond > 0 {
+		return fmt.Errorf("slow the disk of %s down: its process does not run", m)
 	}
+	return throttle(pid, m.DataDir(), filepath.Join(m.ControlGroup(), "slow"), writesPerSecond)
+}
+
+func (m *localMachine) ShiftClock(by time.Duration) error {
+	pid := m.PID()
+	if pid == 0 {
+		if by == 0 {
+			return nil
+		}
+		return fmt.Errorf("shift the clock of %s: its process does not run", m)
+	}
+	if err := shiftClock(pid, by); err != nil {
+		return fmt.Errorf("shift the clock of %s: %w", m, err)
+	}
+	return nil
 }

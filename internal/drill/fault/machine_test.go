@@ -29,23 +29,7 @@ func newLine(t *testing.T) *line {
 	var names [2]string
 	for i, end := range []string{"near", "far"} {
 		names[i] = fmt.Sprintf("barque-drill-test-%d-%s", os.Getpid(), end)
-		made := make(chan error)
-		go func() {
-			runtime.LockOSThread() // the thread ends in the new namespace, with this goroutine
-			ns, err := netns.NewNamed(names[i])
-			if err == nil {
-				err = ns.Close()
-			}
-			made <- err
-		}()
-		if err := <-made; err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := netns.DeleteNamed(names[i]); err != nil {
-				t.Error(err)
-			}
-		})
+		makeNamespace(t, names[i])
 	}
 	path := func(name string) namespace.Namespace { return namespace.At("/run/netns/" + name) }
 	l := &line{near: names[0], farNS: path(names[1])}
@@ -58,15 +42,38 @@ func newLine(t *testing.T) *line {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(farHandle))}); err != nil {
 			return err
 		}
-		return address(near)
+		return address("eth0", near)
 	}))
-	must(t, l.farNS.Do(func() error { return address(far, other) }))
+	must(t, l.farNS.Do(func() error { return address("eth0", far, other) }))
 	must(t, path(names[0]).Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return err
+		}
 		l.listening, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(near, 7000)))
 		return err
 	}))
 	t.Cleanup(func() { _ = l.listening.Close() })
 	return l
+}
+
+// makeNamespace makes a named network namespace for the length of a test.
+func makeNamespace(t *testing.T, name string) {
+	t.Helper()
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends in the new namespace, with this goroutine
+		ns, err := netns.NewNamed(name)
+		if err == nil {
+			err = ns.Close()
+		}
+		made <- err
+	}()
+	must(t, <-made)
+	t.Cleanup(func() { must(t, netns.DeleteNamed(name)) })
 }
 
 func must(t *testing.T, err error) {
@@ -76,8 +83,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func address(all ...netip.Addr) error {
-	link, err := netlink.LinkByName("eth0")
+// address gives a link addresses, and sets it up.
+func address(name string, all ...netip.Addr) error {
+	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
@@ -130,4 +138,67 @@ func TestDeafen(t *testing.T) {
 	if err := deafen("barque-drill-test-none", nil); err == nil {
 		t.Error("a namespace that there is not was made deaf")
 	}
+}
+
+// arrived counts the packets that arrive of so many that are sent, by the last one, which is sent when nothing is lost any more.
+func (l *line) arrived(t *testing.T, sent int) (n int) {
+	t.Helper()
+	must(t, l.farNS.Do(func() error {
+		c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(far, 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(near, 7000)))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		for range sent {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return err
+			}
+		}
+		must(t, lose(l.near, 0))
+		_, err = c.Write([]byte("end"))
+		return err
+	}))
+	must(t, l.listening.SetReadDeadline(time.Now().Add(10*time.Second)))
+	for buf := make([]byte, 10); ; n++ {
+		got, _, err := l.listening.ReadFromUDPAddrPort(buf)
+		must(t, err)
+		if string(buf[:got]) == "end" {
+			return n
+		}
+	}
+}
+
+// TestLose: about as many packets are lost as were asked for, of those that arrive and of those that leave, and none
+// afterwards.
+func TestLose(t *testing.T) {
+	l := newLine(t)
+	const sent = 200 // fewer than a socket holds
+	for percent, bounds := range map[int][2]int{0: {sent, sent}, 50: {50, 150}, 100: {0, 0}} {
+		must(t, lose(l.near, percent))
+		if got := l.arrived(t, sent); got < bounds[0] || got > bounds[1] {
+			t.Errorf("with %d %% lost, %d of %d arrive", percent, got, sent)
+		}
+	}
+	// A machine speaks to itself whatever is lost.
+	must(t, lose(l.near, 100))
+	must(t, namespace.At("/run/netns/"+l.near).Do(func() error {
+		c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(near, 7000)))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		_, err = c.Write([]byte("self"))
+		return err
+	}))
+	must(t, l.listening.SetReadDeadline(time.Now().Add(10*time.Second)))
+	_, _, err := l.listening.ReadFromUDPAddrPort(make([]byte, 10))
+	must(t, err)
+	// What leaves is lost, too.
+	_, err = l.listening.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(far, 7000))
+	if err == nil {
+		t.Error("a packet has left")
+	}
+	must(t, lose(l.near, 0))
+	_, err = l.listening.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(far, 7000))
+	must(t, err)
 }
