@@ -102,8 +102,8 @@ func (m *Machine) makeDisk(ctx context.Context, size int64) error {
 	if err != nil {
 		return fmt.Errorf("make the disk of %s: %w", m.Name, err)
 	}
-	// No room is set aside for root, as which servers run.
-	if out, err := exec.CommandContext(ctx, program, "-q", "-F", "-m", "0", made).CombinedOutput(); err != nil {
+	// No room is set aside for root, as which servers run, and little for files: there are few.
+	if out, err := exec.CommandContext(ctx, program, "-q", "-F", "-m", "0", "-i", "32768", made).CombinedOutput(); err != nil {
 		return fmt.Errorf("make the disk of %s: %s: %w", m.Name, strings.TrimSpace(string(out)), err)
 	}
 	return os.Rename(made, m.diskFile())

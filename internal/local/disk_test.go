@@ -13,8 +13,8 @@ import (
 // TestDisk: a machine's disk keeps what is on it while it is detached, is full when it was filled and has room again, and
 // goes with what was on it when the machine is wiped.
 func TestDisk(t *testing.T) {
-	if err := CheckDisks(); err != nil || os.Geteuid() != 0 {
-		t.Skipf("this machine has no disks to give: %v", err)
+	if err := CheckDisks(); err != nil {
+		t.Fatal(err)
 	}
 	const size = 64 << 20
 	c, _ := alone(t, "exit")

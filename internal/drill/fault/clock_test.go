@@ -44,7 +44,10 @@ func tellTime() {
 // all is as it was.
 func TestShiftClock(t *testing.T) {
 	if err := canShiftClocks(); err != nil {
-		t.Skip(err)
+		if serr := shiftClock(os.Getpid(), time.Hour); serr == nil {
+			t.Errorf("a clock was shifted where none can be: %v", err)
+		}
+		return
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), tellEnv+"=1", "GOMAXPROCS=2")

@@ -87,7 +87,7 @@ func TestRepeated(t *testing.T) {
 			if err := f.Strike(t.Context()); err != nil {
 				t.Errorf("%s: %v", k.Name, err)
 			}
-			time.Sleep(3 * time.Second)
+			<-time.After(3 * time.Second) // in the bubble's time
 			synctest.Wait()
 			if err := f.Heal(t.Context()); err != nil {
 				t.Errorf("%s: %v", k.Name, err)
@@ -99,7 +99,8 @@ func TestRepeated(t *testing.T) {
 			if last := got[len(got)-1]; k.Name != "flap-vip" && last != "all start" && last != "s2 cable true" {
 				t.Errorf("%s leaves %q", k.Name, last)
 			}
-			time.Sleep(time.Minute)
+			<-time.After(time.Minute)
+			synctest.Wait()
 			if len(*done) != len(got) {
 				t.Errorf("%s goes on when it was healed: %q", k.Name, (*done)[len(got):])
 			}
