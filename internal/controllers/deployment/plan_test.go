@@ -46,7 +46,7 @@ func newReplicaSet(name string, replicas, available int32, age int) *appsv1.Repl
 }
 
 // A rolling update is played out: ReplicaSets follow their sizes late and pods become available
-// in any order, but none fails. There are never more than size + surge pods wanted, never fewer
+// in any order, but none fails. There are never more than size + surge pods, neither wanted nor real, never fewer
 // available than size - unavailable once that many were, and in the end all are of the newest.
 func TestRollKeepsItsBounds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -64,11 +64,16 @@ func TestRollKeepsItsBounds(t *testing.T) {
 		v.old[0].Status.AvailableReplicas += left
 		v.old[0].Status.Replicas += left
 
+		pods := map[*appsv1.ReplicaSet]int32{} // that are there, and not about to end
+		for _, s := range v.all() {
+			pods[s] = wanted(s)
+		}
+		real := func() int32 { return sum(v.all(), func(s *appsv1.ReplicaSet) int32 { return pods[s] }) }
 		total := func() int32 { return sum(v.all(), wanted) }
 		sure := func() int32 { return sum(v.all(), sureAvailable) }
 		for step := 0; ; step++ {
-			if total() > size+surge {
-				t.Fatalf("%d pods, allowed %d+%d", total(), size, surge)
+			if total() > size+surge || real() > size+surge {
+				t.Fatalf("%d pods of %d, allowed %d+%d", real(), total(), size, surge)
 			}
 			if sure() < size-unavailable {
 				t.Fatalf("%d pods available, wanted %d-%d", sure(), size, unavailable)
@@ -81,13 +86,20 @@ func TestRollKeepsItsBounds(t *testing.T) {
 			}
 			for _, r := range v.roll() {
 				r.set.Spec.Replicas = ptr.To(r.replicas)
+				r.set.Generation++
+			}
+			// Now and then the template changes while all this is under way.
+			if step < 20 && rapid.IntRange(0, 9).Draw(t, "changes") == 0 {
+				v.old = append(v.old, v.newest)
+				v.newest = newReplicaSet(fmt.Sprint("newer", step), 0, 0, 0)
 			}
 			// Some time passes for some of the sets, at last for all.
 			for _, s := range v.all() {
 				if step%5 != 4 && !rapid.Bool().Draw(t, "settles") {
 					continue
 				}
-				s.Status.Replicas = wanted(s)
+				// A set counts its pods, and makes or deletes some then.
+				s.Status.Replicas, s.Status.ObservedGeneration, pods[s] = pods[s], s.Generation, wanted(s)
 				if s.Status.AvailableReplicas > wanted(s) {
 					s.Status.AvailableReplicas = wanted(s)
 				} else if step%5 == 4 || rapid.Bool().Draw(t, "ready") {

@@ -115,7 +115,7 @@ func newestSet(v view) *appsv1.ReplicaSet {
 	template.Labels = withLabel(template.Labels, hash)
 	selector := d.Spec.Selector.DeepCopy()
 	selector.MatchLabels = withLabel(selector.MatchLabels, hash)
-	size := newestSize(d, 0, sum(v.old, wanted))
+	size := v.newestSize()
 	s := &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:            setName(d.Name, hash),

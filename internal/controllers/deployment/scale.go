@@ -53,6 +53,27 @@ func sum(sets []*appsv1.ReplicaSet, f func(*appsv1.ReplicaSet) int32) int32 {
 
 func wanted(s *appsv1.ReplicaSet) int32 { return *s.Spec.Replicas }
 
+// present is how many pods a set has at most: those that it shall have, or those that it had when it was last looked
+// after, of which some are yet to be deleted. What a set is to do that has not heard of its size yet is not known.
+func present(s *appsv1.ReplicaSet) (most int32, known bool) {
+	return max(wanted(s), s.Status.Replicas), s.Status.ObservedGeneration >= s.Generation
+}
+
+// room is by how many pods the newest set may grow so that all sets together never have more than size and surge, at no moment:
+// pods that shall go, and are there still, count.
+func (v view) room() int32 {
+	surge, _ := bounds(v.d)
+	room := *v.d.Spec.Replicas + surge
+	for _, s := range v.all() {
+		most, known := present(s)
+		if !known {
+			return 0 // its status comes next
+		}
+		room -= most
+	}
+	return max(0, room)
+}
+
 // sureAvailable counts a set's available pods without those that its size no longer covers:
 // they are about to go.
 func sureAvailable(s *appsv1.ReplicaSet) int32 {
@@ -78,28 +99,27 @@ func bounds(d *appsv1.Deployment) (surge, unavailable int32) {
 	return int32(s), min(int32(u), *d.Spec.Replicas)
 }
 
-// newestSize is how large the newest set, of size current, may be made now, all sets together
-// having total.
-func newestSize(d *appsv1.Deployment, current, total int32) int32 {
-	if d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType {
-		return *d.Spec.Replicas
+// newestSize is how large the newest set, which may be yet to come, may be made now.
+func (v view) newestSize() int32 {
+	size := *v.d.Spec.Replicas
+	if v.d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType {
+		return size
 	}
-	surge, _ := bounds(d)
-	room := *d.Spec.Replicas + surge - total
-	if room <= 0 {
-		return current
+	current := int32(0)
+	if v.newest != nil {
+		current = wanted(v.newest)
 	}
-	return current + min(room, *d.Spec.Replicas-current)
+	return current + min(v.room(), size-current)
 }
 
 // roll is the next step of a rolling update: either the newest set changes, or the old ones
-// shrink. The sum of sizes never passes size + surge by it, and the old sets shrink only as far
+// shrink. There are never more pods than size + surge by it, and the old sets shrink only as far
 // as enough pods are available without.
 func (v view) roll() []resize {
 	size := *v.d.Spec.Replicas
 	target := size
 	if wanted(v.newest) < size {
-		target = newestSize(v.d, wanted(v.newest), sum(v.all(), wanted))
+		target = v.newestSize()
 	}
 	if target != wanted(v.newest) {
 		return []resize{{v.newest, target}}
