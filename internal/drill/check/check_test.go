@@ -302,3 +302,20 @@ func TestWriteAndDraw(t *testing.T) {
 		t.Errorf("the page does not show the operations: %v", err)
 	}
 }
+
+// A watcher that lists anew after the end sees what was written to mark it, which is not of the end.
+func TestFoldAfterTheEnd(t *testing.T) {
+	h := &history.History{
+		End: &history.List{Revision: 19, Objects: []history.Object{{Key: "y", Value: "7", Revision: 17}}},
+		Watches: []*history.Watch{{Name: "w", Sessions: []*history.Session{{From: 25, List: &history.List{Revision: 25, Objects: []history.Object{
+			{Key: "y", Value: "7", Revision: 17}, {Key: "the-end", Value: "the-end", Revision: 20},
+		}}}}}},
+	}
+	if found := Folds(h); len(found) > 0 {
+		t.Error(found)
+	}
+	h.End.Objects[0].Revision = 18
+	if found := Folds(h); len(found) != 1 {
+		t.Errorf("what differs at the end is found as %v", found)
+	}
+}

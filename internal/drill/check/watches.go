@@ -99,6 +99,8 @@ func fold(w *history.Watch, revision int64) map[string]history.Object {
 	for _, s := range w.Sessions {
 		if s.List != nil {
 			have = objects(s.List)
+			// A list that was made later shows what came after the revision, too.
+			maps.DeleteFunc(have, func(_ string, o history.Object) bool { return o.Revision > revision })
 		}
 		for _, e := range s.Events {
 			switch {

@@ -12,7 +12,10 @@ import (
 // Judge finds what did not hold.
 func Judge(r *Record) []check.Violation {
 	sights := slices.Clone(r.Sights)
-	slices.SortStableFunc(sights, func(a, b Sight) int { return cmp.Compare(a.Revision, b.Revision) })
+	// Lists of one revision are of one moment: a Job's pods come before what it has counted.
+	slices.SortStableFunc(sights, func(a, b Sight) int {
+		return cmp.Or(cmp.Compare(a.Revision, b.Revision), -cmp.Compare(a.Kind, b.Kind))
+	})
 	var all []check.Violation
 	for _, rule := range []func([]Sight) []check.Violation{surges, counts, takings} {
 		all = append(all, rule(sights)...)

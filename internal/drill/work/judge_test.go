@@ -54,6 +54,8 @@ func TestJudge(t *testing.T) {
 		"a completion too many":            {sights: []Sight{done(1, "j", "a"), job(2, 2), done(3, "j", "b"), job(4, 3)}, want: []check.Rule{Counted}},
 		"one of another job":               {sights: []Sight{done(1, "k", "a"), job(2, 1)}, want: []check.Rule{Counted}},
 		"pods were not seen for a while":   {sights: []Sight{reset(Pod, 1), job(2, 0), reset(Pod, 3), job(4, 2)}},
+		"lists of one revision":            {sights: []Sight{job(2, 1), reset(Job, 3), job(3, 2), reset(Pod, 3), done(3, "j", "a"), done(3, "j", "b")}, want: []check.Rule{Counted}},
+		"jobs first, and then the pods":    {sights: []Sight{reset(Pod, 1), job(2, 0), reset(Job, 3), job(3, 2), reset(Pod, 3), done(3, "j", "a")}},
 		"later jobs are judged again":      {sights: []Sight{reset(Pod, 1), reset(Pod, 3), job(4, 2)}, want: []check.Rule{Counted}},
 		"addresses of their own":           {sights: []Sight{service(1, "a", "10.43.0.1", "port 30001"), service(2, "b", "10.43.0.2", "port 30002")}},
 		"one address for two":              {sights: []Sight{service(1, "a", "10.43.0.1", "port 30001"), service(2, "b", "10.43.0.1", "port 30002")}, want: []check.Rule{Unique}},
