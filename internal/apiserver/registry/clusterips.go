@@ -210,6 +210,9 @@ func (c *clusterIPs) claim(ctx context.Context, service *corev1.Service, addr ne
 		}},
 	}
 	_, err = c.registry.Create(ctx, req, address, nil)
+	if apierrors.IsInvalid(err) { // it is the service that is wrong, such as one without a name
+		return invalidService(service, field.Invalid(field.NewPath("spec", "clusterIPs"), service.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %v: %v", addr, err)))
+	}
 	return err
 }
 

@@ -153,8 +153,10 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 		if _, ok := table.Get(key); ok {
 			return Result{}, r.alreadyExists(req, key, m.GetGenerateName())
 		}
-		_, err := r.charge(ctx, o, stored, nil)
-		return asRead(req, stored), err
+		if _, err := r.charge(ctx, o, stored, nil); err != nil {
+			return Result{}, err
+		}
+		return asRead(req, value, m)
 	}
 	var entry *store.Entry
 	err = r.charged(ctx, o, stored, nil, func(opts store.WriteOptions) (err error) {
@@ -171,10 +173,19 @@ func (r *Registry) createOnce(ctx context.Context, o operation, obj runtime.Obje
 	return Result{Entry: entry}, nil
 }
 
-// asRead is the result of a dry run: as everything that is read, it has its defaults, also where rules took them away.
-func asRead(req Request, obj runtime.Object) Result {
-	req.Resource.Codec().Default(obj)
-	return Result{Object: obj}
+// asRead is the result of a dry run: what would be read after value had been kept, with its defaults, also where rules took
+// them away. It has the resource version of what was there before.
+func asRead(req Request, value []byte, before metav1.Object) (Result, error) {
+	obj, err := req.Resource.Codec().Decode(value, 0)
+	if err != nil {
+		return Result{}, apierrors.NewInternalError(fmt.Errorf("read what a dry run made: %w", err))
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return Result{}, apierrors.NewInternalError(err)
+	}
+	m.SetResourceVersion(before.GetResourceVersion())
+	return Result{Object: obj}, nil
 }
 
 // alreadyExists explains a name that is taken.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -383,7 +384,9 @@ func (r *Registry) deleteNamespace(ctx context.Context, d *deletion, ns *corev1.
 			return true, Result{}, uidConflict(req, *p.UID, ns.UID)
 		}
 		if p.ResourceVersion != nil && *p.ResourceVersion != ns.ResourceVersion {
-			return true, Result{}, apierrors.NewConflict(req.groupResource(), req.Name, errModified)
+			return true, Result{}, apierrors.NewConflict(req.groupResource(), req.Name,
+				//lint:ignore ST1005 stock's words, which clients show
+				fmt.Errorf("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", *p.ResourceVersion, ns.ResourceVersion))
 		}
 	}
 	if !ns.DeletionTimestamp.IsZero() {

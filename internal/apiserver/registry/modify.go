@@ -275,8 +275,15 @@ func (r *Registry) keep(ctx context.Context, c change, table *store.Table, entry
 		return outcome{result: Result{Entry: entry}}, nil
 	}
 	if c.op.dryRun {
-		_, err := r.charge(ctx, c.op, stored, live)
-		return outcome{result: asRead(req, stored)}, err
+		if _, err := r.charge(ctx, c.op, stored, live); err != nil {
+			return outcome{}, err
+		}
+		m, err := meta.Accessor(stored)
+		if err != nil {
+			return outcome{}, apierrors.NewInternalError(err)
+		}
+		result, err := asRead(req, value, m)
+		return outcome{result: result}, err
 	}
 	out := outcome{became: refused}
 	err = r.charged(ctx, c.op, stored, live, func(opts store.WriteOptions) error {

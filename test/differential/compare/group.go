@@ -16,6 +16,8 @@ type Exception struct {
 	// Table"), At the place and Stock and Ours the values; empty ones match all.
 	Request, Answers, At, Stock, Ours string
 	Reason                            string
+	// Rare ones are met only in long streams, or by chance: that nothing needed one is no error.
+	Rare bool
 }
 
 // exception is an Exception made ready.
@@ -150,11 +152,11 @@ func (r *Report) Needed() string {
 	return out.String()
 }
 
-// Unused are the reasons of exceptions that nothing needed.
+// Unused are the reasons of exceptions that nothing needed, but for rare ones.
 func (r *Report) Unused() []string {
 	var all []string
 	for _, e := range r.exceptions {
-		if e.used == 0 {
+		if e.used == 0 && !e.Rare {
 			all = append(all, e.Reason)
 		}
 	}
