@@ -198,7 +198,9 @@ func start(t *testing.T, within time.Duration) *machine {
 
 func (m *machine) await(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for deadline := time.Now().Add(time.Minute); !done(); <-look.C {
 		if time.Now().After(deadline) {
 			r, err := readRecord(m.dir)
 			t.Fatalf("%s: never; %+v %v", what, r, err)
