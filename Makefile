@@ -44,7 +44,7 @@ unit: programs
 	$(GO) test -race -vet=off -ldflags=-w -timeout 15m $$($(GO) list ./internal/... ./cmd/... ./examples/... ./hack/... ./test/report/... ./test/proc/... ./test/plane/... ./test/objects/... ./test/differential/...)
 
 integration: build
-	$(GO) test -timeout 35m -count=1 -parallel 8 ./test/integration/...
+	$(GO) test -timeout 35m -count=1 -parallel 6 ./test/integration/...
 
 # Go spends up to a minute on making each new input smaller, unless it is told otherwise, and tries no others meanwhile.
 fuzz: ## every fuzz target for TIME=2m

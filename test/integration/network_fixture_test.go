@@ -145,7 +145,7 @@ func (l *netLab) awaitReady(t testing.TB, name string) *corev1.Pod {
 			t.Log(out)
 		}
 	}()
-	eventually(t, 40*time.Second, "pod "+name+" ready", func() (err error) {
+	eventually(t, bound, "pod "+name+" ready", func() (err error) {
 		if pod, err = l.api.CoreV1().Pods(l.ns).Get(t.Context(), name, metav1.GetOptions{}); err != nil {
 			return err
 		}

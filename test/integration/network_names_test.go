@@ -143,7 +143,7 @@ func testResolverConfiguration(t *testing.T, l *netLab) {
 			tt.edit(&p.Spec)
 			l.create(t, p)
 			var got string
-			eventually(t, 40*time.Second, "pod "+tt.name+" ended", func() error {
+			eventually(t, bound, "pod "+tt.name+" ended", func() error {
 				pod, err := l.api.CoreV1().Pods(l.ns).Get(t.Context(), tt.name, metav1.GetOptions{})
 				if err != nil {
 					return err

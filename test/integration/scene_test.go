@@ -28,7 +28,7 @@ import (
 const toolImage = "barque.dev/test/tool:1"
 
 // patience is how long tests wait for what takes a healthy cluster a few seconds.
-const patience = 40 * time.Second
+const patience = 2 * time.Minute
 
 // scene is one test's namespace in the shared cluster, and what tests do there.
 type scene struct {

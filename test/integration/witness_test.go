@@ -119,7 +119,11 @@ func (c *cluster) onlyThoseOf(t *testing.T, lost *local.Machine, before map[stri
 	moved := 0
 	eventually(t, bound, "the pods of "+lost.Name+" run elsewhere", func() error {
 		moved = 0
-		for name, pod := range c.podsOf(t, "app=db") {
+		now := c.podsOf(t, "app=db")
+		if len(now) < len(before) {
+			return fmt.Errorf("there are %d of %d", len(now), len(before))
+		}
+		for name, pod := range now {
 			was := before[name]
 			switch {
 			case podReady(&pod) != nil:
