@@ -65,6 +65,8 @@ func ownObjects() []compare.Exception {
 		{Request: `flowschemas`, At: `^body\.(message|details\.causes\[\d\]\.message)$`, Stock: `config-consumer`, Reason: "likewise, where an object that is refused is quoted", Rare: true},
 		{Request: `ipaddresses\?watch`, At: `^body\.\$documents$`, Ours: `kube-dns`, Reason: "DNS is inside, in watches", Rare: true},
 		{Request: `customresourcedefinitions`, At: `status\.conditions\[\d\]\.(reason|status)$|f:conditions\.k:\{"type":"Terminating"\}$|resourceVersion$`, Ours: `Deletion|False|f:message|version of`, Answers: `^200 Cust.*, 200 Cust`, Reason: "what a definition leaves is deleted sooner", Rare: true},
+		{Request: `customresourcedefinitions/`, At: `^body\.status\.conditions\[\d\]\.message$`, Stock: `storage is \(re\)initializing`, Ours: `removed all`, Reason: "likewise, while stock begins to serve it", Rare: true},
+		{Request: `customresourcedefinitions/`, At: `f:conditions\.k:\{"type":"Terminating"\}(\.f:status)?$`, Stock: nothing + `|^\{"f:message":\{\},"f:reason":\{\}\}$`, Reason: "likewise, who wrote what of it", Rare: true},
 		{Request: `^(DELETE|GET|PUT|PATCH) .*customresourcedefinitions/`, Answers: `^200 Cust.*, 404 Status$`, Reason: "likewise, and then the definition", Rare: true},
 		{Request: `customresourcedefinitions\?watch`, At: `^body\.(object|type)$`, Stock: nothing, Reason: "likewise, in watches", Rare: true},
 		{Request: `flowschemas`, At: `(^body\.|\.)metadata\.managedFields`, Reason: "conditions of FlowSchemas are updated, not applied"},
