@@ -59,6 +59,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	id := auditID(req)
 	h.Set("Audit-Id", id)
 	h.Set("Cache-Control", "no-cache, private")
+	s.turn(h, req)
 
 	info, err := s.requestInfo(req)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 func (s *Server) addHealth(p *paths) {
 	ping := healthz.NamedCheck("ping", func(*http.Request) error { return nil })
 	shutdown := healthz.NamedCheck("shutdown", func(*http.Request) error {
-		if s.stopping.Err() != nil {
+		if s.retiring.Err() != nil {
 			return errors.New("the server is shutting down")
 		}
 		return nil

@@ -40,18 +40,22 @@ const (
 	leaseRenewal  = 5 * time.Second
 )
 
-// keepLease publishes the server's identity until ctx ends, and then takes it back, so that no client is
+// keepLease publishes the server's identity until ctx ends or the server retires, and then takes it back, so that no client is
 // sent to a server that is gone.
 func (s *Server) keepLease(ctx context.Context) {
 	request, ok := s.leaseRequest()
 	if !ok {
 		return
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(s.retiring, stop)()
 	ticker := time.NewTicker(leaseRenewal)
 	defer ticker.Stop()
+	acquired := time.Now()
 	for {
 		attempt, cancel := context.WithTimeout(ctx, leaseRenewal)
-		if err := s.renewLease(attempt, request, time.Now()); err != nil && ctx.Err() == nil {
+		if err := s.renewLease(attempt, request, acquired); err != nil && ctx.Err() == nil {
 			s.log.Warn("identity lease not renewed", "lease", request.Name, "error", err)
 		}
 		cancel()
@@ -72,11 +76,12 @@ func (s *Server) leaseRequest() (registry.Request, bool) {
 	}, ok && s.cfg.Identity.Name != ""
 }
 
-// renewLease writes the lease as it is now: new, or with a new time of renewal.
-func (s *Server) renewLease(ctx context.Context, r registry.Request, now time.Time) error {
+// renewLease writes the lease as it is now: new, or with a new time of renewal. Since acquired the server serves: one that
+// was killed and comes back before its lease runs out has acquired it anew.
+func (s *Server) renewLease(ctx context.Context, r registry.Request, acquired time.Time) error {
 	current, err := s.registry.Get(ctx, r, &metav1.GetOptions{ResourceVersion: "0"})
 	if apierrors.IsNotFound(err) {
-		_, err = s.registry.Create(ctx, r, s.lease(nil, now), &metav1.CreateOptions{})
+		_, err = s.registry.Create(ctx, r, s.lease(nil, acquired), &metav1.CreateOptions{})
 		return err
 	}
 	if err != nil {
@@ -90,12 +95,12 @@ func (s *Server) renewLease(ctx context.Context, r registry.Request, now time.Ti
 	if !ok {
 		return fmt.Errorf("lease %s is a %T", r.Name, obj)
 	}
-	_, _, err = s.registry.Update(ctx, r, s.lease(old, now), &metav1.UpdateOptions{})
+	_, _, err = s.registry.Update(ctx, r, s.lease(old, acquired), &metav1.UpdateOptions{})
 	return err
 }
 
-// lease is the server's lease at the time now. old is what there was.
-func (s *Server) lease(old *coordinationv1.Lease, now time.Time) *coordinationv1.Lease {
+// lease is the server's lease, renewed now. old is what there was.
+func (s *Server) lease(old *coordinationv1.Lease, since time.Time) *coordinationv1.Lease {
 	id := s.cfg.Identity
 	lease := &coordinationv1.Lease{}
 	if old != nil {
@@ -105,13 +110,10 @@ func (s *Server) lease(old *coordinationv1.Lease, now time.Time) *coordinationv1
 	metav1.SetMetaDataLabel(&lease.ObjectMeta, LeaseLabel, LeaseLabelValue)
 	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, AddressAnnotation, net.JoinHostPort(id.Address, strconv.Itoa(id.Port)))
 	seconds := int32(leaseDuration / time.Second)
-	renewed := metav1.NewMicroTime(now)
-	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != id.Name || lease.Spec.AcquireTime == nil {
-		lease.Spec.AcquireTime = &renewed
+	acquired, renewed := metav1.NewMicroTime(since), metav1.NowMicro()
+	lease.Spec = coordinationv1.LeaseSpec{
+		HolderIdentity: &id.Name, LeaseDurationSeconds: &seconds, AcquireTime: &acquired, RenewTime: &renewed,
 	}
-	lease.Spec.HolderIdentity = &id.Name
-	lease.Spec.LeaseDurationSeconds = &seconds
-	lease.Spec.RenewTime = &renewed
 	return lease
 }
 

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,6 +86,11 @@ type Config struct {
 	Audit *auditlog.Log
 	// Tracer begins the spans of requests; nil traces nothing.
 	Tracer trace.Tracer
+	// ConnectionAge is after how long a client's connection is told to go, at least, so that clients spread over all servers anew; at
+	// most twice that, and a fifth of it after a server has come ([Server.Grew]). 0 is never. Floating is the address, if there
+	// is one, that moves between servers: clients that come by it stay.
+	ConnectionAge time.Duration
+	Floating      netip.Addr
 	// Limits bound what is taken on; zero fields mean the defaults.
 	Limits Limits
 	Log    *slog.Logger
@@ -144,10 +150,11 @@ type Server struct {
 	relay        *relay.Relay
 	encoders     sync.Map // encoderKey to *wire.Encoder
 	lifecycles   sync.Map // schema.GroupVersionKind to lifecycle
+	turnover     turnover
 
-	// stopping ends when shutdown begins: watches end, and readiness fails.
-	stopping context.Context
-	stop     context.CancelFunc
+	// retiring ends when clients shall go elsewhere: readiness fails. stopping ends when shutdown begins: watches end.
+	retiring, stopping context.Context
+	retire, stop       context.CancelFunc
 }
 
 // New makes a server; Run serves.
@@ -160,6 +167,7 @@ func New(cfg Config) (*Server, error) {
 		resolver: &request.RequestInfoFactory{
 			APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api"),
 		},
+		turnover: turnover{age: cfg.ConnectionAge, floating: cfg.Floating},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -168,6 +176,7 @@ func New(cfg Config) (*Server, error) {
 		s.cfg.Version = Version()
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.retiring, s.retire = context.WithCancel(s.stopping)
 	s.flight = &inFlight{}
 	s.flight.reads.max, s.flight.writes.max = s.limits.Reads, s.limits.Writes
 	var err error
@@ -277,6 +286,7 @@ func (s *Server) httpServer() *http.Server {
 	server := &http.Server{
 		Protocols:         protocols,
 		Handler:           s,
+		ConnContext:       s.turnover.note,
 		TLSConfig:         config,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,

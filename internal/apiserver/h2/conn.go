@@ -20,6 +20,7 @@ import (
 const (
 	initialWindow  = 65535 // of streams and connections, before anybody says otherwise (RFC 9113, 6.9.2)
 	maxWindow      = 1<<31 - 1
+	maxStreamID    = 1<<31 - 1
 	readFrameSize  = 64 << 10 // the longest frame that we take, in bytes
 	headerTable    = 4096     // of header compression, in bytes, either way
 	prefaceTimeout = 10 * time.Second
@@ -57,12 +58,13 @@ type conn struct {
 	streams map[uint32]*stream
 	lastID  uint32 // the client's highest stream
 	// running counts handlers, also those whose streams are closed; queued are streams that wait until there are fewer.
-	running int
-	queued  []*stream
-	leaving bool        // no streams after lastID are taken
-	closing *time.Timer // closes a connection that has left
-	idle    *time.Timer
-	since   time.Time // of when there is no stream
+	running  int
+	queued   []*stream
+	retiring *time.Timer // leaves; nil while the client may make requests
+	leaving  bool        // no streams after lastID are taken
+	closing  *time.Timer // closes a connection that has left
+	idle     *time.Timer
+	since    time.Time // of when there is no stream
 
 	out outlet
 	// The client's settings, and what it lets us send.
@@ -168,6 +170,19 @@ func acceptable(state tls.ConnectionState) bool {
 	return false
 }
 
+// retire has a client that does well go elsewhere with its next request. Those that it makes before it has seen that are taken, too: the
+// last one that was is named in a second message, when the first had time to arrive (RFC 9113, 6.8).
+func (c *conn) retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.retiring != nil || c.leaving || c.err != nil {
+		return
+	}
+	c.out.goAway(maxStreamID, http2.ErrCodeNo)
+	c.retiring = time.AfterFunc(goAwayTimeout, c.leave)
+	c.out.kick()
+}
+
 // leave tells the client to make no more requests here. The connection is closed when those that it made are answered.
 func (c *conn) leave() {
 	c.mu.Lock()
@@ -229,7 +244,7 @@ func (c *conn) closeLocked(err error) {
 		return
 	}
 	c.err = err
-	for _, t := range []*time.Timer{c.idle, c.closing} {
+	for _, t := range []*time.Timer{c.idle, c.retiring, c.closing} {
 		if t != nil {
 			t.Stop()
 		}

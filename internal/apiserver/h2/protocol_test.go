@@ -321,3 +321,35 @@ func TestRefund(t *testing.T) {
 		_ = resp.Body.Close()
 	}
 }
+
+// TestRetire: a client that is asked to go is served what it asked for before it knew, and then told what that was.
+func TestRetire(t *testing.T) {
+	s := start(t, Config{}, false, func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/go" {
+			w.Header().Set("Connection", "close")
+		}
+	})
+	r := s.dial(t)
+	r.open(1, "GET", "/go", true)
+	last := func() (id uint32) {
+		r.until(func(f http2.Frame) bool {
+			g, ok := f.(*http2.GoAwayFrame)
+			if ok {
+				id = g.LastStreamID
+			}
+			return ok
+		})
+		return id
+	}
+	if id := last(); id != maxStreamID {
+		t.Errorf("first, the last stream is said to be %d", id)
+	}
+	r.open(3, "GET", "/", true)
+	r.until(func(f http2.Frame) bool {
+		h, ok := f.(*http2.MetaHeadersFrame)
+		return ok && h.StreamID == 3 && h.PseudoValue("status") == "200"
+	})
+	if id := last(); id != 3 {
+		t.Errorf("then, the last stream is said to be %d", id)
+	}
+}

@@ -86,7 +86,7 @@ func (r *response) snapshot() {
 			values = values[:1]
 		case "Connection":
 			if len(values) > 0 && values[0] == "close" {
-				r.st.c.leave()
+				r.st.c.retire()
 			}
 			continue
 		case "Content-Type":
