@@ -41,6 +41,8 @@ func newServer(s Streams) *cobra.Command {
 	flags.StringVar(&cfg.Join, "join", "", "`URL` of any server of the cluster to join")
 	flags.BoolVar(&cfg.Witness, "witness", false, "be a vote and nothing else, beside two servers: no API, no scheduler, no node")
 	flags.TextVar(&cfg.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
+	flags.StringVar(&cfg.APIName, "api-dns-name", "", "`NAME[:PORT]` of your load balancer before the servers, or a DNS name with all their addresses: what clients are told, and what the certificates are for")
+	flags.DurationVar(&cfg.ShutdownDelay, "shutdown-delay-duration", 0, "for how long the API goes on to answer when this server is told to stop, while /readyz fails: as long as your load balancer takes to see that")
 	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`, scheduler, controllers")
 	flags.StringSliceVar(&cfg.DisableAdmission, "disable-admission-plugins", nil, "admission `plugins` to leave out on this server, such as ServiceAccount; without it, all that stock has on by default see every change")
 	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "`URL`s of an etcd of yours, instead of the embedded one")
@@ -63,6 +65,8 @@ func newServer(s Streams) *cobra.Command {
 	fair := flags.Bool("enable-priority-and-fairness", true, "serve requests by priority and fairness (FlowSchemas and PriorityLevelConfigurations); without it, who comes first is served first")
 	flags.Int64Var(&cfg.Requests.Reads, "max-requests-inflight", node.DefaultRequests, "how many `requests` that read are answered at a time; with priority and fairness, the sum of this and the next is shared out")
 	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")
+	flags.DurationVar(&cfg.ConnectionAge, "connection-age", node.DefaultConnectionAge,
+		"after how long a client's connection is told to go, at the latest twice that, so that clients spread over all servers anew; soon after a server has come; 0 is never")
 	accessFlags(flags, &cfg.Access)
 	auditFlags(flags, &cfg.Audit)
 	flags.DurationVar(&cfg.Snapshots.Every, "snapshot-every", node.DefaultSnapshotEvery, "how often this server takes a snapshot; the servers take turns; 0 for never")

@@ -71,6 +71,11 @@ type ServerConfig struct {
 	Join string
 	// VIP is the virtual IP of the servers; zero for none.
 	VIP netip.Addr
+	// APIName is the name, or the address, of the user's load balancer before the servers, or a DNS name of all of them, maybe with
+	// a port that is not HTTPSPort; empty for none.
+	APIName string
+	// ShutdownDelay is for how long the API goes on to answer after the process was told to end, while /readyz says that it is about to.
+	ShutdownDelay time.Duration
 	// Witness makes it a vote and nothing else.
 	Witness bool
 	// DisableAgent makes the server a control plane alone.
@@ -111,6 +116,8 @@ type ServerConfig struct {
 	CertificateLifetime time.Duration
 	// NodeGrace is how long a node may be silent before it is called not ready; 0 is DefaultNodeGrace.
 	NodeGrace time.Duration
+	// ConnectionAge is after how long clients' connections are told to go, so that clients spread over the servers; 0 is never.
+	ConnectionAge time.Duration
 	// Access says who may do what.
 	Access auth.Options
 	// Requests bounds what the API server takes on.
@@ -145,6 +152,7 @@ type AgentConfig struct {
 const (
 	DefaultRequests         = 400
 	DefaultMutatingRequests = 200
+	DefaultConnectionAge    = 10 * time.Minute
 )
 
 // DefaultRemoveDead is long enough for a machine to be repaired, or to be off over a weekend: as long as it counts, its return
@@ -213,7 +221,7 @@ func (c *ServerConfig) Complete() error {
 	if c.NodeGrace < minNodeGrace {
 		return fmt.Errorf("--node-monitor-grace-period %v: choose %v or more, since nodes renew their leases every 10 s", c.NodeGrace, minNodeGrace)
 	}
-	if err := errors.Join(c.checkWitness(), c.checkRemoval()); err != nil {
+	if err := errors.Join(c.checkWitness(), c.checkRemoval(), c.checkEntrance()); err != nil {
 		return err
 	}
 	if err := checkLifetime(c.CertificateLifetime); err != nil {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -213,6 +214,7 @@ func (s *Server) takeFacts(f join.Facts) error {
 	if vip, err := netip.ParseAddr(f.VirtualIP); err == nil && !s.cfg.VIP.IsValid() {
 		s.cfg.VIP = vip
 	}
+	s.cfg.APIName = cmp.Or(s.cfg.APIName, f.APIName)
 	return nil
 }
 
@@ -302,7 +304,7 @@ func (s *Server) facts() join.Facts {
 		ClusterCIDRs: []string{s.cfg.ClusterCIDR.String()}, ServiceCIDRs: []string{s.cfg.ServiceCIDR.String()},
 		ClusterDNS: []string{s.cfg.ClusterDNS.String()}, ClusterDomain: s.cfg.ClusterDomain,
 		NodePorts: nodePorts.String(), Version: apiserver.KubernetesVersion,
-		Servers: s.serverURLs(),
+		Servers: s.serverURLs(), APIName: s.cfg.APIName,
 	}
 	if s.cfg.VIP.IsValid() {
 		f.VirtualIP = s.cfg.VIP.String()

@@ -141,7 +141,7 @@ func (s *Server) entrances() []string {
 		add(url)
 	}
 	add(s.cfg.Join)
-	add(s.virtualURL())
+	add(s.entrance())
 	return urls
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,7 +140,7 @@ func (s *Server) run(ctx context.Context, ready func()) (err error) {
 			return err
 		}
 	}
-	err = run.Group(ctx, s.cfg.Log, func() { s.up.Store(true); ready() }, s.services()...)
+	err = run.Group(s.linger(ctx), s.cfg.Log, func() { s.up.Store(true); ready() }, s.services()...)
 	if reason := s.reason(ctx); reason != nil && !s.leaving.failed() {
 		return reason
 	}
@@ -183,7 +183,7 @@ func (s *Server) services() []run.Service {
 			services = append(services, run.Func("dead servers", s.removeDead))
 		}
 	}
-	services = append(services, run.Func("departure", s.depart))
+	services = append(services, run.Func("departure", s.depart), run.Func("arrivals", s.followArrivals))
 	services = append(services, s.encryption.services()...)
 	services = append(services, s.snapshotServices()...)
 	services = append(services, s.traceServices()...)
@@ -305,8 +305,8 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 func (s *Server) servingRequest() pki.Request {
 	return pki.APIServer(pki.ServerNames{
 		Host: s.cfg.NodeName, ClusterDomain: s.cfg.ClusterDomain,
-		Addresses: append([]netip.Addr{s.cfg.AdvertiseAddress, s.cfg.BindAddress, s.cfg.VIP, s.cfg.ServiceCIDR.Addr().Next()}, addresses(s.cfg.TLSNames)...),
-		Names:     names(s.cfg.TLSNames),
+		Addresses: append([]netip.Addr{s.cfg.AdvertiseAddress, s.cfg.BindAddress, s.cfg.VIP, s.cfg.ServiceCIDR.Addr().Next()}, addresses(s.tlsNames())...),
+		Names:     names(s.tlsNames()),
 	})
 }
 
@@ -370,8 +370,9 @@ func (s *Server) openServer() error {
 		Readyz:     append(s.encryption.checks(), healthz.NamedCheck("etcd", func(*http.Request) error { return s.store.Healthy() })),
 		Livez:      []healthz.HealthChecker{},
 		Extra:      extra, Paths: handlers, Metrics: s.metrics, Gatherers: []prometheus.Gatherer{encryption.Metrics()}, Log: s.cfg.Log,
-		Limits: apiserver.Limits{Reads: s.cfg.Requests.Reads, Writes: s.cfg.Requests.Writes, Plain: s.cfg.Requests.Plain},
-		Audit:  s.audit, Tracer: s.tracer(),
+		Limits:        apiserver.Limits{Reads: s.cfg.Requests.Reads, Writes: s.cfg.Requests.Writes, Plain: s.cfg.Requests.Plain},
+		ConnectionAge: s.cfg.ConnectionAge, Floating: s.cfg.VIP,
+		Audit: s.audit, Tracer: s.tracer(),
 	})
 	if err != nil {
 		return fmt.Errorf("set up the API server: %w", err)
@@ -381,11 +382,7 @@ func (s *Server) openServer() error {
 
 // writeKubeconfig writes the administrator's, which points at what survives this server.
 func (s *Server) writeKubeconfig() error {
-	host := s.cfg.AdvertiseAddress
-	if s.cfg.VIP.IsValid() {
-		host = s.cfg.VIP
-	}
-	url := "https://" + net.JoinHostPort(host.String(), strconv.Itoa(s.cfg.HTTPSPort))
+	url := cmp.Or(s.entrance(), s.ownURL())
 	if err := s.pki.WriteAdminKubeconfig(s.home.path("kubeconfig"), "barque", url, s.cfg.givenLifetime(), time.Now()); err != nil {
 		return fmt.Errorf("write the administrator's kubeconfig: %w", err)
 	}

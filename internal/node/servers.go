@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 
 	"barque.dev/internal/apiserver"
 	"barque.dev/internal/cluster/liveness"
+	"barque.dev/internal/run"
 )
 
 // leaseMemory is for how long a server counts whose identity Lease ran out: it may just be down.
@@ -62,6 +64,40 @@ func (s *Server) identityLeases(ctx context.Context) ([]coordinationv1.Lease, er
 	return leases.Items, nil
 }
 
+// lookForArrivals is how often a server looks who else serves.
+const lookForArrivals = 5 * time.Second
+
+// followArrivals tells the API server when another one has come, or come back.
+func (s *Server) followArrivals(ctx context.Context) error {
+	known := map[string]time.Time{s.cfg.NodeName: {}}
+	for first := true; ; first = false {
+		if leases, err := s.identityLeases(ctx); err == nil && arrivals(known, leases) && !first {
+			s.api.Grew()
+		}
+		if !run.Pause(ctx, lookForArrivals) {
+			return nil
+		}
+	}
+}
+
+// arrivals tells whether others hold leases that they did not, and notes since when they do.
+func arrivals(known map[string]time.Time, leases []coordinationv1.Lease) bool {
+	some := false
+	for i := range leases {
+		spec := &leases[i].Spec
+		if spec.HolderIdentity == nil || spec.AcquireTime == nil {
+			continue
+		}
+		since, ok := known[*spec.HolderIdentity]
+		if ok && since.IsZero() { // this server itself
+			continue
+		}
+		known[*spec.HolderIdentity] = spec.AcquireTime.Time
+		some = some || !ok || !since.Equal(spec.AcquireTime.Time)
+	}
+	return some
+}
+
 // servers lists the servers by their identity leases, those that were cut short included: a
 // server that does not answer must count as one that was asked.
 func (s *Server) servers() []liveness.Peer {
@@ -95,12 +131,33 @@ func (s *Server) ownURL() string {
 	return "https://" + net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSPort))
 }
 
-// virtualURL is where a server that leads is reached; "" without a virtual IP.
-func (s *Server) virtualURL() string {
-	if !s.cfg.VIP.IsValid() {
-		return ""
+// entrance is where clients find whichever server is well: by the name that they are told, or the virtual IP; "" if there is neither.
+func (s *Server) entrance() string {
+	switch {
+	case s.cfg.APIName != "":
+		name, port := splitName(s.cfg.APIName)
+		return "https://" + net.JoinHostPort(name, cmp.Or(port, strconv.Itoa(s.cfg.HTTPSPort)))
+	case s.cfg.VIP.IsValid():
+		return "https://" + net.JoinHostPort(s.cfg.VIP.String(), strconv.Itoa(s.cfg.HTTPSPort))
 	}
-	return "https://" + net.JoinHostPort(s.cfg.VIP.String(), strconv.Itoa(s.cfg.HTTPSPort))
+	return ""
+}
+
+// splitName takes the port off a name or an address, if it has one.
+func splitName(name string) (host, port string) {
+	if host, port, err := net.SplitHostPort(name); err == nil {
+		return host, port
+	}
+	return strings.Trim(name, "[]"), ""
+}
+
+// tlsNames are the names and addresses that only the user knows of.
+func (s *Server) tlsNames() []string {
+	if s.cfg.APIName == "" {
+		return s.cfg.TLSNames
+	}
+	name, _ := splitName(s.cfg.APIName)
+	return append([]string{name}, s.cfg.TLSNames...)
 }
 
 // identityLease is the Lease, by its name alone, that a server holds while it serves.

@@ -33,6 +33,8 @@ type Facts struct {
 	Servers []string `json:"servers"`
 	// VirtualIP is the address that follows a healthy server; may be empty.
 	VirtualIP string `json:"virtualIP,omitempty"`
+	// APIName is what a load balancer, or a DNS name of all servers, is called, maybe with a port; may be empty.
+	APIName string `json:"apiName,omitempty"`
 	// Version is the answering server's.
 	Version string `json:"version"`
 }
