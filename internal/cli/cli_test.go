@@ -93,7 +93,7 @@ func TestWrongCommandLines(t *testing.T) {
 		"barque snapshot verify needs one snapshot":      {"snapshot", "verify"},
 		"barque snapshot restore needs one snapshot":     {"snapshot", "restore", "a", "b"},
 		"shall hold the server's data":                   {"snapshot", "restore", "a"},
-		"--at -1: give a revision":                       {"snapshot", "restore", "a", "--data-dir", dir, "--at", "-1"},
+		"--at \"-1\": give a revision":                   {"snapshot", "restore", "a", "--data-dir", dir, "--at", "-1"},
 		"--snapshot-every 1s: choose 1m0s or more":       {"server", "--data-dir", dir, "--disable", "agent", "--snapshot-every", "1s"},
 		"--snapshot-keep 0: choose 1 or more":            {"server", "--data-dir", dir, "--disable", "agent", "--snapshot-keep", "0"},
 		`--disable "api"`:                                {"server", "--data-dir", dir, "--disable", "api"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -206,10 +207,14 @@ func newSnapshotHistory(s Streams) *cobra.Command {
 				return err
 			}
 			t := tabwriter.NewWriter(s.Out, 0, 4, 3, ' ', 0)
-			_, _ = fmt.Fprintln(t, "REVISION\tWHAT\tKEY")
+			_, _ = fmt.Fprintln(t, "REVISION\tTIME\tWHAT\tKEY")
+			times, err := snapshot.ReadTimes(cmd.Context(), c.Database)
+			if err != nil {
+				return err
+			}
 			err = etcd.History(cmd.Context(), c.Database, func(change etcd.Change) error {
 				if strings.Contains(change.Key, of) {
-					_, _ = fmt.Fprintf(t, "%d\t%s\t%s\n", change.Revision, verbOf(change.Version), change.Key)
+					_, _ = fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", change.Revision, clockOf(times.Of(change.Revision)), verbOf(change.Version), change.Key)
 				}
 				return nil
 			})
@@ -217,6 +222,14 @@ func newSnapshotHistory(s Streams) *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// clockOf is the time of a day; "-" if it is not known.
+func clockOf(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format(time.TimeOnly)
 }
 
 // verbOf says what a change made, by the version of the key after it.
@@ -243,20 +256,20 @@ old data they are a cluster still, with the same keys. The others join the new o
 		Args: oneFile,
 	}
 	o := node.RestoreOptions{}
-	var scratch string
+	var scratch, at string
 	var in elsewhere
 	in.flags(cmd.Flags())
 	cmd.Flags().StringVar(&scratch, "scratch", "", "`DIR` that has room for a snapshot that is fetched from a bucket; by default "+fetchedTo)
 	cmd.Flags().StringVar(&o.DataDir, "data-dir", "", "`DIR` that holds the server's data then")
-	cmd.Flags().Int64Var(&o.At, "at", 0, "go back to a `REVISION` in the snapshot's history (barque snapshot history); 0 for the newest")
+	cmd.Flags().StringVar(&at, "at", "", "go back to a `REVISION` in the snapshot's history, or to a time in it, such as \"2026-03-01 14:05:00\" or in RFC 3339 (barque snapshot history)")
 	cmd.Flags().BoolVar(&o.Replace, "replace", false, "the directory may hold a server's data, which is moved aside within it")
 	cmd.Flags().StringVar(&o.KeysDir, "keys", "", "`DIR` with the cluster's keys, pki of any of its servers, for a snapshot of etcd's tools of a Barque cluster")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if o.DataDir == "" {
 			return errUsage{errors.New("--data-dir is missing: name the directory that shall hold the server's data")}
 		}
-		if o.At < 0 {
-			return errUsage{fmt.Errorf("--at %d: give a revision that `barque snapshot history` shows", o.At)}
+		if err := parseAt(at, &o); err != nil {
+			return err
 		}
 		return in.fetched(cmd.Context(), scratch, args[0], func(file string) error {
 			o.File, o.Now = file, time.Now()
@@ -270,14 +283,27 @@ old data they are a cluster still, with the same keys. The others join the new o
 	return cmd
 }
 
-func describeRestored(w io.Writer, o node.RestoreOptions, r *node.Restored) error {
-	revision := r.Info.Revision
-	if o.At != 0 {
-		revision = o.At
+// parseAt takes a revision, or a time.
+func parseAt(at string, o *node.RestoreOptions) (err error) {
+	if at == "" {
+		return nil
 	}
-	_, _ = fmt.Fprintf(w, "%s holds the cluster as it was at revision %d", o.DataDir, revision)
+	if o.At, err = strconv.ParseInt(at, 10, 64); err == nil && o.At > 0 {
+		return nil
+	}
+	o.At = 0
+	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04"} {
+		if o.AtTime, err = time.ParseInLocation(layout, at, time.Local); err == nil {
+			return nil
+		}
+	}
+	return errUsage{fmt.Errorf("--at %q: give a revision that `barque snapshot history` shows, or a time such as %q", at, time.Now().Format(time.DateTime))}
+}
+
+func describeRestored(w io.Writer, o node.RestoreOptions, r *node.Restored) error {
+	_, _ = fmt.Fprintf(w, "%s holds the cluster as it was at revision %d", o.DataDir, r.Revision)
 	if m := r.Manifest; m != nil {
-		_, _ = fmt.Fprintf(w, ", %s%s", m.Time.Local().Format(time.DateTime), ifBehind(*m))
+		_, _ = fmt.Fprintf(w, ", from the snapshot of %s%s", m.Time.Local().Format(time.DateTime), ifBehind(*m))
 	}
 	_, _ = fmt.Fprintln(w)
 	if r.Aside != "" {

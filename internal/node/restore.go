@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,8 +23,9 @@ type RestoreOptions struct {
 	File string
 	// DataDir is what `barque server` is started with afterwards.
 	DataDir string
-	// At is the revision to go back to; 0 for the newest.
-	At int64
+	// At is the revision to go back to; 0 for the newest, or that at AtTime, unless that is zero.
+	At     int64
+	AtTime time.Time
 	// Replace allows DataDir to hold a server's data. It is moved aside, not removed.
 	Replace bool
 	// KeysDir is the directory pki of a server of the cluster, for a snapshot that lacks the keys.
@@ -35,6 +37,8 @@ type RestoreOptions struct {
 // Restored is what Restore did.
 type Restored struct {
 	*snapshot.Contents
+	// Revision is the one that was gone back to, or the newest.
+	Revision int64
 	// Aside is where the data went that was there before; "" for none.
 	Aside string
 	// NewKeys: the cluster's keys are made when the server starts.
@@ -79,6 +83,11 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !o.AtTime.IsZero() {
+		if o.At, err = revisionAt(ctx, contents.Database, o.AtTime); err != nil {
+			return nil, err
+		}
+	}
 	err = etcd.Restore(ctx, etcd.RestoreConfig{Database: contents.Database, DataDir: filepath.Join(stage, "etcd"), At: o.At})
 	if errors.Is(err, etcd.ErrNotKept) {
 		return nil, fmt.Errorf("--at %d: %w", o.At, err)
@@ -86,10 +95,23 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Restored{Contents: contents, NewKeys: keys == nil}
+	r := &Restored{Contents: contents, Revision: cmp.Or(o.At, contents.Info.Revision), NewKeys: keys == nil}
 	h.keep()
 	r.Aside, err = h.put(contents, keys, o.Now)
 	return r, err
+}
+
+// revisionAt finds the revision that a database had at a time.
+func revisionAt(ctx context.Context, database string, at time.Time) (int64, error) {
+	times, err := snapshot.ReadTimes(ctx, database)
+	if err != nil {
+		return 0, err
+	}
+	revision, err := times.Until(at)
+	if err != nil {
+		return 0, fmt.Errorf("--at %s: %w", at.Local().Format(time.DateTime), err)
+	}
+	return revision, nil
 }
 
 // checkRestorable refuses a directory that a restore could do harm to.

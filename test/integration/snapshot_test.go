@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -61,6 +62,7 @@ func TestSnapshotRestore(t *testing.T) {
 	before := c.deletion(t, file, "/registry/configmaps/default/kept") - 1
 	first := c.Machines[0]
 	c.refuses(t, 1, "holds a server's data", "snapshot", "restore", file, "--data-dir", first.DataDir())
+	c.refuses(t, 1, "it begins at", "snapshot", "restore", file, "--data-dir", first.DataDir(), "--replace", "--at", "2001-01-01 00:00:00")
 	c.refuses(t, 1, "choose one from", "snapshot", "restore", file, "--data-dir", first.DataDir(), "--replace", "--at", "99999999")
 	out := c.barque(t, "snapshot", "restore", file, "--data-dir", first.DataDir(), "--replace", "--at", strconv.FormatInt(before, 10))
 	if !strings.Contains(out, "before-restore-") {
@@ -143,7 +145,10 @@ func (c *cluster) writes(t *testing.T, client kubernetes.Interface, name string)
 func (c *cluster) deletion(t *testing.T, file, key string) int64 {
 	t.Helper()
 	for line := range strings.Lines(c.barque(t, "snapshot", "history", file, "--of", key)) {
-		if f := strings.Fields(line); len(f) == 3 && f[1] == "deleted" && f[2] == key {
+		if f := strings.Fields(line); len(f) == 4 && f[2] == "deleted" && f[3] == key {
+			if _, err := time.Parse(time.TimeOnly, f[1]); err != nil {
+				t.Errorf("the history does not tell when it was: %v", err)
+			}
 			revision, err := strconv.ParseInt(f[0], 10, 64)
 			if err != nil {
 				t.Fatal(err)

@@ -119,6 +119,8 @@ type Change struct {
 	Key      string
 	// Version counts the writes since the key was created; 0 says that it was deleted.
 	Version int64
+	// Value is what was written, as it is stored. It may not be kept.
+	Value []byte
 }
 
 // History calls visit with every change in the file of a database that history still holds, oldest first.
@@ -136,7 +138,7 @@ func History(ctx context.Context, path string, visit func(Change) error) (err er
 			return err
 		}
 		return eachRevision(ctx, tx, compacted, func(at mvcc.BucketKey, kv *mvccpb.KeyValue) error {
-			return visit(Change{Revision: at.Main, Key: string(kv.Key), Version: kv.Version})
+			return visit(Change{Revision: at.Main, Key: string(kv.Key), Version: kv.Version, Value: kv.Value})
 		})
 	})
 }
