@@ -104,7 +104,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		if derr := local.Down(down, o.Dir, func(string, ...any) {}); derr != nil {
 			err = errors.Join(err, fmt.Errorf("take the drill's cluster away: %w", derr))
 		}
+		err = errors.Join(err, os.RemoveAll(d.programs()))
 	}()
+	if err := d.placeProgram(); err != nil {
+		return err
+	}
 	err = d.run(ctx)
 	if ctx.Err() != nil {
 		err = fmt.Errorf("the drill was interrupted: %d rounds were judged, what came after them was not", d.rounds)
@@ -166,6 +170,7 @@ type drill struct {
 	strikes       []report.Strike
 	rounds        int
 	verdict       check.Verdict
+	upgrades      int
 }
 
 // since is the time since the drill began to measure.
@@ -173,7 +178,7 @@ func (d *drill) since() time.Duration { return time.Since(d.began) }
 
 // up starts what does not run of the cluster.
 func (d *drill) up(ctx context.Context, progress func(string, ...any)) (*local.Cluster, error) {
-	o := local.Options{Dir: d.Dir, Servers: d.Servers, Program: d.Program, Progress: progress, Log: d.Log}
+	o := local.Options{Dir: d.Dir, Servers: d.Servers, Program: d.machineProgram(), Progress: progress, Log: d.Log}
 	if fault.NeedDisks(d.kinds) {
 		o.DiskSize = diskSize
 	}

@@ -39,6 +39,7 @@ func (d *drill) means() fault.Cluster {
 				return d.barque(ctx, "server", "remove", m.String(), "--kubeconfig", d.cluster.Kubeconfig())
 			})
 		},
+		Upgrade: d.upgrade,
 	}
 }
 

@@ -78,6 +78,8 @@ type Cluster struct {
 	// Leave has a machine leave the cluster, by its own command; Remove takes one out that is gone, through
 	// the others.
 	Leave, Remove func(ctx context.Context, m Machine) error
+	// Upgrade replaces the program of all servers, one after the other, by the command for that.
+	Upgrade func(ctx context.Context) error
 }
 
 // A Fault has machines to hit.

@@ -60,6 +60,7 @@ func cluster() (Cluster, *[]string) {
 	return Cluster{
 		Leader: m(2), Followers: []Machine{m(1), m(3)}, VIP: netip.MustParseAddr("10.0.0.99"),
 		Start: whole.start, Voting: whole.voting, Write: whole.write, Leave: whole.leave, Remove: whole.remove,
+		Upgrade: func(context.Context) error { return whole.did("upgraded: s1, s2, s3") },
 	}, done
 }
 
@@ -127,6 +128,8 @@ func TestKinds(t *testing.T) {
 		"cut-leader":       {"s2 cable false", "s2 cable true"},
 		"split-leader":     {"s1 deaf [10.0.0.2], s2 deaf [10.0.0.1 10.0.0.3], s3 deaf [10.0.0.2]", "s1 deaf [], s2 deaf [], s3 deaf []"},
 		"mute-leader":      {"s1 deaf [10.0.0.2], s3 deaf [10.0.0.2]", "s1 deaf [], s3 deaf []"},
+		"bridge":           {"s1 deaf [10.0.0.2], s2 deaf [10.0.0.1]", "s1 deaf [], s2 deaf []"},
+		"upgrade":          {"all upgraded: s1, s2, s3", "all start"},
 		"loss-leader":      {"s2 lose 20", "s2 lose 0"},
 		"loss-all":         {"s1 lose 5, s2 lose 5, s3 lose 5", "s1 lose 0, s2 lose 0, s3 lose 0"},
 		"delay-leader":     {"s2 delay 20ms 60ms", "s2 delay 0s 0s"},
@@ -191,6 +194,9 @@ func TestChoose(t *testing.T) {
 	}
 	if full, err := Choose([]string{"kill-all", "fill-follower"}); err != nil || !NeedDisks(full) {
 		t.Errorf("disks are not needed: %v", err)
+	}
+	if some, err := Choose([]string{"kill-all", "upgrade"}); err != nil || !ReplaceProgram(some) || ReplaceProgram(some[:1]) {
+		t.Errorf("whether the program is replaced: %v", err)
 	}
 	if _, err := Choose([]string{"kill-everyone"}); err == nil || !strings.Contains(err.Error(), "kill-leader, kill-follower") {
 		t.Errorf("a fault that there is not: %v", err)

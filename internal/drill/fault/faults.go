@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -86,6 +87,20 @@ func muting(c Cluster, _ int) Fault {
 	f := partition{hit{c.Leader}, map[Machine][]netip.Addr{}}
 	for _, m := range c.Followers {
 		f.deaf[m] = []netip.Addr{c.Leader.Address()}
+	}
+	return f
+}
+
+// bridging cuts the servers into two halves, of which the leader is in one, that do not hear each other; a follower is in neither, and hears and is heard by all.
+func bridging(c Cluster, follower int) Fault {
+	f := partition{hit{c.Leader}, map[Machine][]netip.Addr{}}
+	rest := slices.Delete(slices.Clone(c.Followers), follower, follower+1)
+	with := append([]Machine{c.Leader}, rest[:len(rest)/2]...)
+	for _, a := range with {
+		for _, b := range rest[len(rest)/2:] {
+			f.deaf[a] = append(f.deaf[a], b.Address())
+			f.deaf[b] = append(f.deaf[b], a.Address())
+		}
 	}
 	return f
 }

@@ -15,8 +15,8 @@ type Kind struct {
 	Name, Title string
 	// fault picks the machines; follower is taken modulo their number.
 	fault func(c Cluster, follower int) Fault
-	// disk tells that each server needs a disk of its own.
-	disk bool
+	// disk tells that each server needs a disk of its own, program that the program's file is replaced.
+	disk, program bool
 	// can tells why this machine cannot do it, if it can't; nil where every machine can.
 	can func() error
 }
@@ -83,6 +83,7 @@ func networkKinds() []Kind {
 		{Name: "cut-leader", Title: "the leader's machine is cut off from everybody", fault: cutting},
 		{Name: "split-leader", Title: "the leader is cut off from the other servers, not from clients", fault: splitting},
 		{Name: "mute-leader", Title: "the other servers do not hear the leader, which hears them", fault: muting},
+		{Name: "bridge", Title: "a follower hears all; the leader and the other followers do not hear each other", fault: bridging},
 		{Name: "loss-leader", Title: fmt.Sprintf("%d %% of the packets to and from the leader are lost", lossOfOne), fault: losing(lossOfOne, leader)},
 		{Name: "loss-all", Title: fmt.Sprintf("each server loses %d %% of its packets, both ways", lossOfAll), fault: losing(lossOfAll, all)},
 		{Name: "delay-leader", Title: fmt.Sprintf("packets to and from the leader take %v to %v longer", leastDelay, mostDelay), fault: delaying},
@@ -102,6 +103,7 @@ func machineKinds() []Kind {
 		{Name: "leave-leader", Title: "the leader leaves the cluster, and joins as a new one", fault: leaving(leader)},
 		{Name: "leave-follower", Title: "a follower leaves the cluster, and joins as a new one", fault: leaving(follower)},
 		{Name: "replace-follower", Title: "a follower is lost with its disk and removed; a new one takes its name", fault: replacing},
+		{Name: "upgrade", Title: "barque upgrade: all servers get another program, one at a time", fault: upgrading, program: true},
 	}
 }
 
@@ -121,6 +123,11 @@ func Choose(names []string) ([]Kind, error) {
 		}
 	}
 	return slices.DeleteFunc(kinds, func(k Kind) bool { return !slices.Contains(names, k.Name) }), nil
+}
+
+// ReplaceProgram tells whether any of the kinds replaces the file of the program that the servers run.
+func ReplaceProgram(kinds []Kind) bool {
+	return slices.ContainsFunc(kinds, func(k Kind) bool { return k.program })
 }
 
 // NeedDisks tells whether any of the kinds needs servers that have a disk each.

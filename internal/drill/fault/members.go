@@ -35,6 +35,18 @@ func (f replace) Strike(ctx context.Context) error {
 
 func (f replace) Heal(ctx context.Context) error { return f.cluster.joinAnew(ctx, f.hit[0]) }
 
+// upgrade replaces the servers' program. Whatever came of it, the cluster must be well with what runs then.
+type upgrade struct {
+	hit
+	cluster Cluster
+}
+
+func upgrading(c Cluster, follower int) Fault { return upgrade{all(c, follower), c} }
+
+func (f upgrade) Strike(ctx context.Context) error { return f.cluster.Upgrade(ctx) }
+
+func (f upgrade) Heal(ctx context.Context) error { return f.cluster.Start(ctx) }
+
 // joinAnew makes a stranger of a machine and has it join. Before all vote again, the next fault would find fewer servers
 // that may be lost than it counts on.
 func (c Cluster) joinAnew(ctx context.Context, m Machine) error {
