@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"barque.dev/internal/cluster/balance"
 	"barque.dev/internal/drill/check"
 	"barque.dev/internal/drill/history"
 	"barque.dev/internal/drill/load"
@@ -38,7 +39,7 @@ type round struct {
 	*drill
 	namespace string
 	recorder  *history.Recorder
-	endpoints []load.Endpoint // the virtual IP, and each server
+	endpoints []load.Endpoint // the virtual IP, each server, and all of them balanced
 
 	seen check.Verdict // of the workloads
 
@@ -49,7 +50,9 @@ type round struct {
 // round makes a round and judges it. last tells that the drill is over.
 func (d *drill) round(ctx context.Context) (last bool, err error) {
 	r := &round{drill: d, namespace: fmt.Sprintf("drill-%d", d.rounds+1), recorder: history.NewRecorder(historyLimit)}
-	if r.endpoints, err = d.endpoints(); err != nil {
+	balancing, stop := context.WithCancel(ctx)
+	defer stop()
+	if r.endpoints, err = d.endpoints(balancing); err != nil {
 		return false, err
 	}
 	if err := d.eachNamespace(ctx, r.namespace, create); err != nil {
@@ -104,7 +107,7 @@ func (r *round) play(ctx context.Context) (err error) {
 	objects := &load.Objects{}
 	for i, e := range r.endpoints {
 		// As many through the virtual IP as through all servers.
-		for j := range max(1, (1-min(i, 1))*(len(r.endpoints)-1)) {
+		for j := range max(1, (1-min(i, 1))*r.Servers) {
 			name := fmt.Sprintf("client-%s-%d", e.Name, j+1)
 			random := rand.New(rand.NewPCG(r.Seed, uint64(i*100+j)))
 			workers.Go(func() { r.connect(e).Work(working, r.recorder, objects, name, random) })
@@ -187,7 +190,7 @@ func (r *round) end(ctx context.Context) error {
 // copies is what each server shows by itself once it has got to a revision: as soon as all show the same, or what they
 // show when the time is over.
 func (r *round) copies(ctx context.Context, revision int64) map[string][]string {
-	servers := r.endpoints[1:]
+	servers := r.endpoints[1 : 1+r.Servers]
 	apis := make([]*load.API, len(servers))
 	for i, e := range servers {
 		apis[i] = r.connect(e)
@@ -228,8 +231,8 @@ func (r *round) keep(verdict check.Verdict) error {
 	return errors.Join(errs...)
 }
 
-// endpoints are the virtual IP and each server.
-func (d *drill) endpoints() ([]load.Endpoint, error) {
+// endpoints are the virtual IP, each server, and all servers by a balancer like that of agents, which works until ctx ends.
+func (d *drill) endpoints(ctx context.Context) ([]load.Endpoint, error) {
 	config, err := d.cluster.Config()
 	if err != nil {
 		return nil, err
@@ -239,6 +242,7 @@ func (d *drill) endpoints() ([]load.Endpoint, error) {
 		return nil, fmt.Errorf("use the kubeconfig's certificates: %w", err)
 	}
 	names := map[string]string{}
+	var urls []string
 	all := []load.Endpoint{{Name: "vip", URL: config.Host, TLS: certificates, Answered: d.series.Add, Servers: names}}
 	for _, m := range d.servers() {
 		names[m.IP.String()] = m.Name
@@ -247,8 +251,14 @@ func (d *drill) endpoints() ([]load.Endpoint, error) {
 			return nil, err
 		}
 		all = append(all, load.Endpoint{Name: m.Name, URL: own.Host, TLS: certificates, Answered: d.series.Add, Servers: names})
+		urls = append(urls, own.Host)
 	}
-	return all, nil
+	balancer, err := balance.New(balance.Config{Name: "drill", Servers: urls, TLS: certificates})
+	if err != nil {
+		return nil, err
+	}
+	go func() { _ = balancer.Run(ctx) }()
+	return append(all, load.Endpoint{Name: "balanced", URL: urls[0], Balancer: balancer, Answered: d.series.Add, Servers: names}), nil
 }
 
 func create(ctx context.Context, client kubernetes.Interface, name string) error {

@@ -1,5 +1,5 @@
 // Package load is the drill's clients: some write and read objects, some watch, through the virtual IP and
-// through each server, and write down what they did and were told.
+// through each server, and balanced over all as agents are, and write down what they did and were told.
 //
 // Objects are ConfigMaps of one namespace with a value each. Clients repeat nothing by themselves: a request
 // is sent once, and if its answer does not come its outcome is unknown.
@@ -32,10 +32,12 @@ const (
 
 // An Endpoint is an address of the API.
 type Endpoint struct {
-	// Name is a server's, or "vip".
+	// Name is a server's, "vip", or "balanced".
 	Name string
 	URL  string
 	TLS  *tls.Config
+	// Balancer chooses a server for each request, as agents' does; nil sends all to URL. It alone may send a request again.
+	Balancer http.RoundTripper
 	// Answered is told of every request: which server answered, or failed to, as far as that is known, and
 	// whether it failed: no answer, or 5xx.
 	Answered func(by string, failed bool)
@@ -52,6 +54,9 @@ type API struct {
 
 // Connect makes a client of the objects in a namespace. Nothing is sent yet.
 func Connect(e Endpoint, namespace string) *API {
+	if e.Balancer != nil {
+		return &API{endpoint: e, namespace: namespace, http: &http.Client{Transport: e.Balancer}}
+	}
 	config := e.TLS.Clone()
 	config.NextProtos = []string{"h2"}
 	dialer := &net.Dialer{Timeout: dialTimeout}
@@ -110,7 +115,9 @@ func (a *API) send(ctx context.Context, method, path string, in any) (resp *http
 	if err != nil {
 		return nil, false, err
 	}
-	req.GetBody = nil // so that the transport never sends it twice
+	if a.endpoint.Balancer == nil {
+		req.GetBody = nil // so that the transport never sends it twice
+	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err = a.http.Do(req)
 	if err != nil {
