@@ -40,9 +40,7 @@ func newServer(s Streams) *cobra.Command {
 	flags.IntVar(&cfg.EtcdClientPort, "etcd-client-port", 0, "`port` on the loopback address for etcd's clients, such as etcdctl; 0 for none")
 	flags.StringVar(&cfg.Join, "join", "", "`URL` of any server of the cluster to join")
 	flags.BoolVar(&cfg.Witness, "witness", false, "be a vote and nothing else, beside two servers: no API, no scheduler, no node")
-	flags.TextVar(&cfg.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
-	flags.StringVar(&cfg.APIName, "api-dns-name", "", "`NAME[:PORT]` of your load balancer before the servers, or a DNS name with all their addresses: what clients are told, and what the certificates are for")
-	flags.DurationVar(&cfg.ShutdownDelay, "shutdown-delay-duration", 0, "for how long the API goes on to answer when this server is told to stop, while /readyz fails: as long as your load balancer takes to see that")
+	entranceFlags(flags, &cfg)
 	flags.StringSliceVar(&disable, "disable", nil, "what not to run: `agent`, scheduler, controllers")
 	flags.StringSliceVar(&cfg.DisableAdmission, "disable-admission-plugins", nil, "admission `plugins` to leave out on this server, such as ServiceAccount; without it, all that stock has on by default see every change")
 	flags.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoints", nil, "`URL`s of an etcd of yours, instead of the embedded one")
@@ -65,8 +63,6 @@ func newServer(s Streams) *cobra.Command {
 	fair := flags.Bool("enable-priority-and-fairness", true, "serve requests by priority and fairness (FlowSchemas and PriorityLevelConfigurations); without it, who comes first is served first")
 	flags.Int64Var(&cfg.Requests.Reads, "max-requests-inflight", node.DefaultRequests, "how many `requests` that read are answered at a time; with priority and fairness, the sum of this and the next is shared out")
 	flags.Int64Var(&cfg.Requests.Writes, "max-mutating-requests-inflight", node.DefaultMutatingRequests, "how many `requests` that write are answered at a time")
-	flags.DurationVar(&cfg.ConnectionAge, "connection-age", node.DefaultConnectionAge,
-		"after how long a client's connection is told to go, at the latest twice that, so that clients spread over all servers anew; soon after a server has come; 0 is never")
 	accessFlags(flags, &cfg.Access)
 	auditFlags(flags, &cfg.Audit)
 	flags.DurationVar(&cfg.Snapshots.Every, "snapshot-every", node.DefaultSnapshotEvery, "how often this server takes a snapshot; the servers take turns; 0 for never")
@@ -166,6 +162,15 @@ func commonFlags(flags *pflag.FlagSet, c *node.Common, level *string) {
 	flags.Int64Var(&c.ImageGC.High, "image-gc-high-threshold", c.ImageGC.High, "how full, in `percent`, the disk may get before unused images are removed; 100 for never")
 	flags.Int64Var(&c.ImageGC.Low, "image-gc-low-threshold", c.ImageGC.Low, "how full, in `percent`, the disk may stay when unused images are removed")
 	flags.StringVar(level, "log-level", "info", "debug, info, warn or error")
+}
+
+// entranceFlags say how clients find the servers, and are spread over them.
+func entranceFlags(flags *pflag.FlagSet, c *node.ServerConfig) {
+	flags.TextVar(&c.VIP, "vip", netip.Addr{}, "virtual `IP` that moves to a server that lives")
+	flags.StringVar(&c.APIName, "api-dns-name", "", "`NAME[:PORT]` of your load balancer before the servers, or a DNS name with all their addresses: what clients are told, and what the certificates are for")
+	flags.DurationVar(&c.ShutdownDelay, "shutdown-delay-duration", 0, "for how long the API goes on to answer when this server is told to stop, while /readyz fails: as long as your load balancer takes to see that")
+	flags.DurationVar(&c.ConnectionAge, "connection-age", node.DefaultConnectionAge,
+		"after how long a client's connection is told to go, at the latest twice that, so that clients spread over all servers anew; soon after a server has come; 0 is never")
 }
 
 // newMachine is how `barque up` starts its machines: it enters the machine's namespace and
